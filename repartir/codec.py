@@ -1,0 +1,104 @@
+"""Calls and values to bytes and large buffers, and back (pickle protocol 5).
+
+What travels is either plain `bytes`, or an `Encoded`: a pickle and the buffers that go beside it. `decode`
+takes both apart. Whoever encodes copies the buffers at once; whoever decodes passes writable buffers of its
+own, which the decoded arrays then live in.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from repartir.diagnosis import describe, first_failure
+from repartir.errors import TaskNotSerializable
+from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, snapshot_inherited
+from repartir.pickler import PROTOCOL, Encoded, dump
+
+__all__ = [
+    "OUT_OF_BAND_BYTES",
+    "Encoded",
+    "InheritedArrays",
+    "decode",
+    "encode_call",
+    "encode_function",
+    "encode_result",
+    "encode_value",
+    "snapshot_inherited",
+]
+
+# Exact types whose plain pickle is right in every process.
+ATOMS = frozenset({int, float, str, bool, type(None), bytes, complex})
+
+_dumps = pickle.dumps
+_loads = pickle.loads
+_are_atoms = ATOMS.issuperset
+
+_REMEDY = "Pass data that pickle can copy, or make the object inside the task."
+
+
+def encode_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any], inherited: InheritedArrays | None = None
+) -> Encoded | bytes:
+    """The arguments of one call; `decode` gives `(args, kwargs)`.
+
+    `inherited`: arrays that the receiver has by fork, sent as references. Raises TaskNotSerializable, which
+    names the argument.
+    """
+    if not kwargs and _are_atoms(map(type, args)):
+        return _dumps((args, kwargs), PROTOCOL)
+    try:
+        return dump((args, kwargs), inherited)
+    except Exception as error:
+        # Users' code runs while pickling, so anything may come out.
+        named = [(f"argument {position}", value) for position, value in enumerate(args)]
+        named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+        raise _failure("the call", named, inherited, error) from error
+
+
+def encode_value(
+    value: Any, inherited: InheritedArrays | None = None, what: str = "the value"
+) -> Encoded | bytes:
+    """One value; `decode` gives it back. Raises TaskNotSerializable, whose message begins with `what`."""
+    if type(value) in ATOMS:
+        return _dumps(value, PROTOCOL)
+    try:
+        return dump(value, inherited)
+    except Exception as error:
+        raise _failure(what, [(what, value)], inherited, error) from error
+
+
+def encode_result(value: Any) -> Encoded | bytes:
+    """What a task returned, for the client; `decode` gives it back. Raises TaskNotSerializable."""
+    if type(value) in ATOMS:
+        return _dumps(value, PROTOCOL)
+    try:
+        return dump(value, is_result=True)
+    except Exception as error:
+        raise _failure("the result", [("the result", value)], None, error) from error
+
+
+def encode_function(fn: Any, inherited: InheritedArrays | None = None) -> Encoded | bytes:
+    """A callable as it is now; `decode` gives it back. Raises TaskNotSerializable, which names the part."""
+    try:
+        return dump(fn, inherited, is_function=True)
+    except Exception as error:
+        raise _failure("the function", [("the function", fn)], inherited, error) from error
+
+
+def decode(data: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()) -> Any:
+    """What was encoded as `data` and `buffers`. Raises whatever unpickling raises: it may run users' code."""
+    return _loads(data, buffers=buffers) if buffers else _loads(data)
+
+
+def _failure(
+    what: str, named: Iterable[tuple[str, Any]], inherited: InheritedArrays | None, error: BaseException
+) -> TaskNotSerializable:
+    for name, value in named:
+        found = first_failure(value, lambda part: dump(part, inherited))
+        if found is not None:
+            path, reason = found
+            where = ": ".join([f"{name} ({type(value).__qualname__})", *path])
+            return TaskNotSerializable(f"{where}: {reason}. {_REMEDY}")
+    return TaskNotSerializable(f"{what} cannot be pickled: {describe(error)}. {_REMEDY}")

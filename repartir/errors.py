@@ -1,0 +1,71 @@
+"""The exceptions of Repartir.
+
+    RepartirError
+    ├── WorkerDied                  also BrokenProcessPool (so also BrokenExecutor, RuntimeError)
+    │   └── PoisonTask              a task that killed every worker that took it up
+    ├── SharedMemoryFull            also MemoryError
+    ├── TaskNotSerializable         also pickle.PicklingError, TypeError
+    └── InternalError               a bug of ours: please report it
+
+Each is also what users of `concurrent.futures` already catch, and survives pickling with its attributes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+__all__ = [
+    "InternalError",
+    "PoisonTask",
+    "RepartirError",
+    "SharedMemoryFull",
+    "TaskNotSerializable",
+    "WorkerDied",
+]
+
+
+class RepartirError(Exception):
+    """Base of all exceptions that Repartir raises of its own accord."""
+
+
+class WorkerDied(RepartirError, BrokenProcessPool):
+    """The worker that ran the task ended before it answered; the pool goes on with a new worker.
+
+    `exit_code`: the status that the worker exited with, None if a signal ended it or it is unknown.
+    `signal`: the number of the signal that ended it, else None.
+    `task`: what identifies the task in messages, None where no single task is to blame.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        task: object = None,
+    ) -> None:
+        super().__init__(*args)
+        self.exit_code = exit_code
+        self.signal = signal
+        self.task = task
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The attributes are in __dict__, which unpickling restores after type(self)(*args).
+        return type(self), self.args, self.__dict__.copy()
+
+
+class PoisonTask(WorkerDied):
+    """The task was taken up several times, and each time its worker died before it had started the task."""
+
+
+class SharedMemoryFull(RepartirError, MemoryError):
+    """The file system that holds shared memory (usually /dev/shm) is missing, full or too small."""
+
+
+class TaskNotSerializable(RepartirError, pickle.PicklingError, TypeError):
+    """A task, its result or its exception cannot travel between processes; the message names the part."""
+
+
+class InternalError(RepartirError):
+    """Repartir broke a promise that it makes to itself: a bug in Repartir, never in the caller's program."""

@@ -1,0 +1,161 @@
+"""A Future that makes its condition only when somebody needs one.
+
+Most futures are settled before anyone waits on them, and a ``threading.Condition`` costs several times what the rest of
+a future does.  State and condition change under one module-wide lock: once a condition exists, the standard library's
+path is taken, so ``concurrent.futures.wait`` and ``as_completed`` never see half a state.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from concurrent.futures._base import (
+    CANCELLED,
+    CANCELLED_AND_NOTIFIED,
+    FINISHED,
+    LOGGER,
+    PENDING,
+    RUNNING,
+)
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+_DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
+_lock = threading.Lock()
+
+
+class Driver(Protocol):
+    """What a future needs of the broker that will settle it."""
+
+    def wait_for(self, future: Future[Any], timeout: float | None) -> None:
+        """Return when ``future`` is done or ``timeout`` seconds have passed."""
+
+    def take_back(self, future: Future[Any]) -> bool:
+        """Remove the future's task from the ring if nobody has begun it."""
+
+    def is_running(self, future: Future[Any]) -> bool:
+        """Whether a member has taken the future's task."""
+
+
+class Future(concurrent.futures.Future[T]):
+    """The result of a task that is still to come: a ``concurrent.futures.Future``."""
+
+    _state = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+    _made_condition: threading.Condition | None = None
+    _driver: Driver | None = None
+    task_id: int = 0
+
+    def __init__(self, driver: Driver | None = None, task_id: int = 0) -> None:
+        if driver is not None:
+            self._driver = driver
+            self.task_id = task_id
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        with _lock:
+            if self._made_condition is None:
+                self._waiters: list[Any] = []
+                self._done_callbacks: list[Any] = []
+                self._made_condition = threading.Condition()
+        return self._made_condition
+
+    def __repr__(self) -> str:
+        self._condition  # noqa: B018 - the standard repr reads the lists that go with it
+        return super().__repr__()
+
+    def done(self) -> bool:
+        return self._state in _DONE
+
+    def cancelled(self) -> bool:
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def running(self) -> bool:
+        """Whether a worker has begun the task (and has not answered yet)."""
+        if self._state == RUNNING:
+            return True
+        return self._state == PENDING and self._driver is not None and self._driver.is_running(self)
+
+    def cancel(self) -> bool:
+        """Cancel the task if no worker has begun it; True if it will never run."""
+        if self._state == PENDING and self._driver is not None and not self._driver.take_back(self):
+            return False
+        return super().cancel()
+
+    def result(self, timeout: float | None = None) -> T:
+        """The task's result, or its exception raised; ``TimeoutError`` after ``timeout`` seconds."""
+        if self._state == FINISHED:
+            if self._exception is not None:
+                try:
+                    raise self._exception
+                finally:
+                    self = None  # type: ignore[assignment]  # break the cycle through the traceback
+            return self._result  # type: ignore[no-any-return]
+        if self._driver is not None and self._state not in _DONE:
+            self._driver.wait_for(self, timeout)
+            timeout = 0
+        try:
+            return super().result(timeout)
+        finally:
+            self = None  # type: ignore[assignment]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The task's exception or None; ``TimeoutError`` after ``timeout`` seconds."""
+        if self._driver is not None and self._state not in _DONE:
+            self._driver.wait_for(self, timeout)
+            timeout = 0
+        return super().exception(timeout)
+
+    def wait_on_condition(self, timeout: float | None) -> None:
+        """Sleep until somebody else settles this future, at most ``timeout`` seconds."""
+        with self._condition:
+            if self._state not in _DONE:
+                self._condition.wait(timeout)
+
+    def settle_alone(self, result: Any, exception: BaseException | None) -> bool:
+        """Set the outcome if nobody ever asked for the condition; may be repeated after an interruption.
+
+        False: there is a condition, so ``settle_fully`` is due, in the broker's thread, which no signal interrupts.
+        """
+        with _lock:
+            if self._made_condition is not None:
+                return False
+            if self._state in (PENDING, RUNNING):
+                self._result = result
+                self._exception = exception
+                self._state = FINISHED
+            return True
+
+    def settle_fully(self, result: Any, exception: BaseException | None) -> None:
+        """Set the outcome, tell waiters, call callbacks; nothing of it if the future is done already."""
+        with self._condition:
+            if self._state not in (PENDING, RUNNING):
+                return
+            self._result = result
+            self._exception = exception
+            self._state = FINISHED
+            for waiter in self._waiters:
+                if exception is None:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            self._condition.notify_all()
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except Exception:
+                LOGGER.exception("exception calling callback for %r", self)
+
+    def set_result(self, result: T) -> None:
+        self._condition  # noqa: B018 - the standard library's path works on the made condition
+        super().set_result(result)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        self._condition  # noqa: B018
+        super().set_exception(exception)
+
+    def set_running_or_notify_cancel(self) -> bool:
+        self._condition  # noqa: B018
+        return super().set_running_or_notify_cancel()

@@ -1,0 +1,85 @@
+"""What a forked child must undo of what it inherits.
+
+The client may have threads when it forks the nursery, and each of them may hold a lock, be in the middle of an import
+or own a signal handler.  Only the forking thread lives on in the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+
+_PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def quiet_parent() -> Iterator[None]:
+    """In the parent, around the fork: nothing buffered in stdio, and numpy's random generator between two draws."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.flush()
+    lock = _numpy_random_lock()
+    held = lock is not None and lock.acquire(timeout=5)
+    try:
+        yield
+    finally:
+        if held:
+            lock.release()
+
+
+def leave_parent_behind() -> None:
+    """In the nursery, right after the fork: its own signals, imports, event loop and garbage."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP) and callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _forget_half_imports()
+    asyncio_events = sys.modules.get("asyncio.events")
+    if asyncio_events is not None:
+        asyncio_events._set_running_loop(None)
+    gc.disable()
+    gc.freeze()
+
+
+def reseed() -> None:
+    """In a member: random streams of its own, and garbage collection of what it makes."""
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+    gc.enable()
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent, a process with one thread, dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.PyDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            os._exit(1)
+
+
+def _forget_half_imports() -> None:
+    """Modules that another thread was importing will never be finished here; import locks will never be let go."""
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        if getattr(spec, "_initializing", False):
+            del sys.modules[name]
+    import importlib._bootstrap as bootstrap
+
+    bootstrap._module_locks.clear()  # type: ignore[attr-defined]
+    bootstrap._blocking_on.clear()  # type: ignore[attr-defined]
+
+
+def _numpy_random_lock() -> contextlib.AbstractContextManager[bool] | None:
+    mtrand = sys.modules.get("numpy.random.mtrand")
+    if mtrand is None:
+        return None
+    return mtrand._rand._bit_generator.lock  # type: ignore[no-any-return]

@@ -1,0 +1,125 @@
+"""The ledger: one record for every task that is not settled.  Events go in, actions come out.
+
+It knows no process, clock, lock or socket, and it touches a future only to hand it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
+from repartir.states import FINAL, TaskEvent, TaskState, after
+
+F = TypeVar("F")
+
+MAX_REPOSTS = 3
+"""How often a task that provably never began is posted again after its member died."""
+
+
+class Record(Generic[F]):
+    """One task: what is posted for it, where, and which future waits for it.
+
+    ``payload`` and ``flags`` are what the slot carries; ``keep`` holds what must live as long as the task (the
+    function's reference); ``block`` is the arena block of its arguments, if it has one.
+    """
+
+    __slots__ = ("attempt", "block", "flags", "future", "keep", "lane", "name", "payload", "position", "state", "task_id")
+
+    def __init__(self, task_id: int, future: F, payload: Any, flags: int, keep: Any, name: str) -> None:
+        self.task_id = task_id
+        self.attempt = 1
+        self.future = future
+        self.payload = payload
+        self.flags = flags
+        self.keep = keep
+        self.name = name
+        self.block: Any = None
+        self.lane = -1
+        self.position = -1
+        self.state = TaskState.PENDING
+
+    @property
+    def word(self) -> int:
+        return task_word(self.task_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Repost(Generic[F]):
+    """Put the task into a deque again."""
+
+    record: Record[F]
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(Generic[F]):
+    """Fail the task: its member died in it (``poison``: for the last time)."""
+
+    record: Record[F]
+    poison: bool = False
+
+
+Action = Repost[F] | Settle[F]
+
+
+class Ledger(Generic[F]):
+    """Records by task id, and how many answers came late."""
+
+    __slots__ = ("late", "records")
+
+    def __init__(self) -> None:
+        self.records: dict[int, Record[F]] = {}
+        self.late = 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def enter(self, record: Record[F]) -> None:
+        """The task is about to be posted.  May be repeated."""
+        record.state = after(record.state, TaskEvent.POST)
+        self.records[record.task_id] = record
+
+    def claimant(self, word: int) -> Record[F] | None:
+        """The record whose current attempt ``word`` names; None for a settled task or an older attempt."""
+        record = self.records.get(word >> ATTEMPT_BITS)
+        if record is None or record.attempt != word & ATTEMPT_MASK:
+            return None
+        return record
+
+    def answered(self, word: int) -> Record[F] | None:
+        """An answer arrived: the record to settle, or None (and counted) when it is late or the second."""
+        record = self.claimant(word)
+        if record is None:
+            self.late += 1
+        return record
+
+    def close(self, record: Record[F], event: TaskEvent) -> None:
+        """The record's future is settled or cancelled: forget it.  May be repeated."""
+        if record.state not in FINAL:
+            record.state = after(record.state, event)
+        self.records.pop(record.task_id, None)
+
+    def member_died(self, claims: Iterable[int], started: int) -> list[Action[F]]:
+        """A member died with these claims; ``started`` is the newest task that it had begun to decode.
+
+        A task that was claimed and not begun goes back, at most ``MAX_REPOSTS`` times; one that was begun fails.
+        """
+        actions: list[Action[F]] = []
+        for word in claims:
+            record = self.claimant(word)
+            if record is None:
+                continue
+            if word == started:
+                actions.append(Settle(record))
+            elif record.attempt > MAX_REPOSTS:
+                actions.append(Settle(record, poison=True))
+            else:
+                actions.append(Repost(record))
+        return actions
+
+    def repost(self, record: Record[F]) -> None:
+        """The next attempt of a task whose member died before it began."""
+        record.state = after(record.state, TaskEvent.REPOST)
+        record.attempt += 1
+        record.lane = record.position = -1

@@ -1,0 +1,303 @@
+"""The pickler: by value what only this process can know, by reference what every process can import.
+
+By value go functions and classes of `__main__`, lambdas, closures, local classes, and what a module without
+an import spec defines. Each call of `dump` pickles them as they are at that moment. Functions pickled
+together share one globals dict. This is the only file that knows cloudpickle.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import hashlib
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from enum import Enum
+from types import CellType, CodeType, FunctionType, MemberDescriptorType
+from typing import Any, NamedTuple
+
+import cloudpickle.cloudpickle as cp
+
+from repartir import classes
+from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, inherited_array, newest_snapshot
+
+PROTOCOL = 5
+MAX_RETURNED_DEFINITION = 64 * 1024
+MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
+
+# Reducers by exact type. Looked up before copyreg's table, as cloudpickle does.
+_REDUCERS: dict[type, Callable[[Any], Any]] = dict(cp.Pickler._dispatch_table)
+
+
+class Encoded:
+    """A pickle and the buffers that travel beside it.
+
+    `meta`: the pickle. `buffers`: the out-of-band buffers in the order in which unpickling takes them, each a
+    contiguous one-dimensional view of bytes of the object itself: copy them before the object changes.
+    """
+
+    __slots__ = ("buffers", "meta")
+
+    def __init__(self, meta: bytes, buffers: tuple[memoryview, ...]) -> None:
+        self.meta = meta
+        self.buffers = buffers
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the pickle and of all buffers."""
+        return len(self.meta) + sum(buffer.nbytes for buffer in self.buffers)
+
+    def __repr__(self) -> str:
+        return f"<Encoded {len(self.meta)} bytes + {len(self.buffers)} buffers: {self.size_bytes} bytes>"
+
+
+def goes_by_reference(obj: Any) -> bool:
+    """Whether a function or class can be imported by name from a module other than `__main__`."""
+    name = getattr(obj, "__module__", None)
+    if name in MAIN_MODULES:
+        return False
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    has_spec = getattr(module, "__spec__", None) is not None
+    if has_spec and not cp._PICKLE_BY_VALUE_MODULES and vars(module).get(obj.__qualname__) is obj:
+        return True
+    if not cp._should_pickle_by_reference(obj):
+        return False
+    if has_spec or not isinstance(name, str):
+        return True
+    # A submodule made by an extension module has no spec, and comes with its package.
+    return getattr(sys.modules.get(name.partition(".")[0]), "__spec__", None) is not None
+
+
+def global_names(code: CodeType) -> dict[str, None]:
+    """The names of the globals that `code` and the code nested in it refer to, in a fixed order."""
+    names: dict[str, None] = cp._extract_code_globals(code)
+    return names
+
+
+def dump(
+    obj: Any,
+    inherited: InheritedArrays | None = None,
+    *,
+    is_function: bool = False,
+    is_result: bool = False,
+) -> Encoded | bytes:
+    """Pickle `obj`; plain bytes if no buffer of OUT_OF_BAND_BYTES or more is in it.
+
+    `inherited`: arrays that the receiver has by fork. `is_function`: `obj` is a function to be cached by the
+    receiver, which brings the classes that it refers to up to date. `is_result`: it goes to the owner of what
+    it is made of. Raises whatever pickling raises.
+    """
+    buffers: list[memoryview] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND_BYTES:
+            return True
+        buffers.append(view)
+        return False
+
+    file = io.BytesIO()
+    pickler = Pickler(file, PROTOCOL, buffer_callback=keep_in_band)
+    pickler.inherited = inherited
+    pickler.is_function = is_function
+    pickler.is_result = is_result
+    pickler.dump(obj)
+    meta = file.getvalue()
+    return Encoded(meta, tuple(buffers)) if buffers else meta
+
+
+def dump_in_band(
+    obj: Any,
+    inherited: InheritedArrays | None = None,
+    *,
+    whole: bool = False,
+    is_result: bool = False,
+    contents_of: type | None = None,
+) -> bytes:
+    """Pickle `obj` with all its buffers inside. Raises whatever pickling raises.
+
+    `whole`: with the definitions of all classes, so that it stands alone. `contents_of`: with the definition
+    of that class only.
+    """
+    file = io.BytesIO()
+    pickler = Pickler(file, PROTOCOL)
+    pickler.inherited = inherited
+    pickler.whole = whole
+    pickler.is_result = is_result
+    pickler.contents_of = contents_of
+    pickler.dump(obj)
+    return file.getvalue()
+
+
+class Pickler(cp.Pickler):  # type: ignore[misc]
+    """A C pickler that asks `reducer_override` for every object but the built-in atoms and containers."""
+
+    # Without this override the C code would consult cloudpickle's ChainMap, in Python, once an object.
+    dispatch_table = copyreg.dispatch_table
+    __init__ = pickle.Pickler.__init__
+    dump = pickle.Pickler.dump
+
+    inherited: InheritedArrays | None = None
+    is_function = False
+    is_result = False
+    whole = False
+    contents_of: type | None = None
+    _globals_ref: dict[int, dict[str, Any]] | None = None
+    _cells: frozenset[int] = frozenset()
+
+    @property
+    def globals_ref(self) -> dict[int, dict[str, Any]]:
+        """Globals dicts made so far, by the id of the original; read by cloudpickle's function reducer."""
+        if self._globals_ref is None:
+            self._globals_ref = {}
+        return self._globals_ref
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Called by the C pickler: a reduce value, or NotImplemented for the ordinary way."""
+        kind = type(obj)
+        if kind is FunctionType:
+            return NotImplemented if goes_by_reference(obj) else self._reduce_function(obj)
+        if kind is CellType and id(obj) in self._cells:
+            return cp._make_empty_cell, ()
+        reducer = _REDUCERS.get(kind)
+        if reducer is not None:
+            return reducer(obj)
+        if issubclass(kind, type):
+            return self._reduce_class(obj)
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and issubclass(kind, numpy.ndarray):
+            return self._reduce_array(obj, kind is numpy.ndarray)
+        return NotImplemented
+
+    def _reduce_function(self, fn: FunctionType) -> Any:
+        code, globals_, name, defaults, _ = self._function_getnewargs(fn)
+        attributes, slots = cp._function_getstate(fn)
+        cells = fn.__closure__ or ()
+        # The cells themselves are pickled, empty, so that functions which share one still do. The state
+        # fills them.
+        self._cells = self._cells.union(map(id, cells))
+        slots["__closure__"] = None
+        contents = tuple(map(cp._get_cell_contents, cells))
+        make_args = (code, globals_, name, defaults, fn.__closure__)
+        return cp._make_function, make_args, (attributes, slots, contents), None, None, set_function_state
+
+    def _reduce_array(self, array: Any, is_exact: bool) -> Any:
+        if self.inherited is not None:
+            name = self.inherited.name_of(array)
+            if name is not None:
+                return inherited_array, (self.inherited.key, *name)
+        if not is_exact or array.dtype.hasobject:
+            return NotImplemented
+        is_large = array.nbytes >= OUT_OF_BAND_BYTES
+        flags = array.flags
+        # Numpy pickles in band what is not contiguous. A read-only buffer would arrive read-only, but what
+        # arrives is the receiver's own to write.
+        if not flags.writeable or (is_large and not flags.forc):
+            array = array.copy(order="K")
+            if not array.flags.forc:
+                array = array.copy(order="C")
+        if is_large and array.dtype.kind in "mM":
+            # Numpy cannot export dates as a buffer.
+            return _view_as, (array.view("i8"), array.dtype)
+        return array.__reduce_ex__(PROTOCOL)
+
+    def _reduce_class(self, cls: type) -> Any:
+        if cls.__module__ == "builtins":
+            if cls in (type(None), type(...), type(NotImplemented)) or cls in cp._BUILTIN_TYPE_NAMES:
+                return cp._class_reduce(cls)
+            if goes_by_reference(cls):
+                return NotImplemented
+        elif goes_by_reference(cls):
+            return NotImplemented
+        record = classes.record_of(cls)
+        if self.contents_of is not None:
+            if cls is not self.contents_of:
+                return classes.find, (record.token,)
+            version = classes.UNVERSIONED
+        elif self.whole or (self.is_function and record.is_own):
+            version = self._version(cls, record)
+        else:
+            return classes.recall, (record.token, cls.__qualname__, self._definition(cls, record))
+        make, args, set_state, state = _reduce_definition(cls)
+        packed = (version, self.is_function, set_state, state)
+        return classes.define, (record.token, make, args), packed, None, None, classes.update
+
+    def _version(self, cls: type, record: classes.ClassRecord) -> int:
+        """The version of the definition that `cls` has now. Only its owner looks whether it has changed."""
+        if not record.is_own:
+            return record.version
+        contents = dump_in_band(cls, self.inherited, contents_of=cls)
+        return record.version_of(hashlib.blake2b(contents, digest_size=16).digest())
+
+    def _definition(self, cls: type, record: classes.ClassRecord) -> bytes:
+        """A pickled definition that stands alone: the owner makes it anew, others once a version."""
+        if record.is_own:
+            return dump_in_band(cls, self.inherited, whole=True)
+        known = record.definition
+        if known is None or known[0] != record.version:
+            # The receiver may be the owner, who has the arrays that this process inherited from it.
+            inherited = self.inherited or newest_snapshot()
+            known = record.definition = record.version, dump_in_band(cls, inherited, whole=True)
+        return b"" if self.is_result and len(known[1]) > MAX_RETURNED_DEFINITION else known[1]
+
+
+def _view_as(array: Any, dtype: Any) -> Any:
+    return array.view(dtype)
+
+
+def set_function_state(fn: FunctionType, state: tuple[Any, Any, tuple[Any, ...]]) -> None:
+    """Fill an empty function. Called by unpickling."""
+    attributes, slots, contents = state
+    cp._function_setstate(fn, (attributes, slots))
+    for cell, value in zip(fn.__closure__ or (), contents, strict=True):
+        if value is not cp._empty_cell_value:
+            cell.cell_contents = value
+
+
+def _reduce_definition(cls: type) -> tuple[Callable[..., type], tuple[Any, ...], Any, Any]:
+    """How to make an empty class like `cls`, what fills it, and the state that it takes."""
+    if issubclass(cls, Enum):
+        return _reduce_enum(cls)
+    type_kwargs: dict[str, Any] = {"__qualname__": cls.__qualname__}
+    if "__module__" in cls.__dict__:
+        type_kwargs["__module__"] = cls.__module__
+    if isinstance(cls.__dict__.get("__dict__"), property):
+        type_kwargs["__dict__"] = cls.__dict__["__dict__"]
+    attributes, slots = cp._class_getstate(cls)
+    attributes.pop("__slotnames__", None)  # a cache of copyreg's, which comes with the first pickled instance
+    bases = cp._get_bases(cls)
+    if "__slots__" in attributes and NamedTuple not in bases:
+        # Only the creation of a class can give it slots. A NamedTuple makes its own.
+        type_kwargs["__slots__"] = attributes.pop("__slots__")
+        attributes = {
+            name: value for name, value in attributes.items() if type(value) is not MemberDescriptorType
+        }
+    args = (type(cls), cls.__name__, bases, type_kwargs, None, None)
+    return cp._make_skeleton_class, args, cp._class_setstate, (attributes, slots)
+
+
+def _reduce_enum(cls: type[Enum]) -> tuple[Callable[..., type], tuple[Any, ...], Any, Any]:
+    """Unlike cloudpickle's: with aliases, and with the attributes that a constructor gave the members."""
+    attributes, _ = cp._enum_getstate(cls)
+    values: dict[str, Any] = {}
+    given: dict[str, dict[str, Any]] = {}
+    for name, member in cls.__members__.items():
+        attributes.pop(name, None)
+        values[name] = member.value
+        own = {key: value for key, value in vars(member).items() if key not in _OF_EVERY_MEMBER}
+        if own:
+            given[name] = own
+    args = (cls.__bases__, cls.__name__, cls.__qualname__, values, cls.__module__, None, None)
+    return cp._make_skeleton_enum, args, set_enum_state, (attributes, given)
+
+
+_OF_EVERY_MEMBER = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
+
+
+def set_enum_state(cls: type[Enum], state: tuple[dict[str, Any], dict[str, dict[str, Any]]]) -> None:
+    """Fill an empty enum. Called by unpickling."""
+    attributes, given = state
+    cp._class_setstate(cls, (attributes, {}))
+    for name, own in given.items():
+        vars(cls.__members__[name]).update(own)

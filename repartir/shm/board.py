@@ -1,0 +1,175 @@
+"""The board: everything of one ring, laid out in its segments, as objects.
+
+The client makes it, members inherit it by fork, a fresh interpreter attaches to the descriptors that it is passed.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Sequence
+
+from repartir.errors import InternalError
+from repartir.shm import layout
+from repartir.shm.arena import Arena, arena_limit
+from repartir.shm.deque import TaskDeque
+from repartir.shm.layout import WORD, RingLayout
+from repartir.shm.lock import LockFactory, robust_mutex_works
+from repartir.shm.outbox import Outbox
+from repartir.shm.parking import ParkingLot, Semaphore
+from repartir.shm.segment import Segment, open_unlinked, shm_dir
+
+
+class Kind(enum.IntEnum):
+    """What a member is.  Members take tasks from rows of their own kind only."""
+
+    NONE = 0
+    CPU = 1
+    GPU = 2
+    BRIDGE = 3
+
+
+class MemberState(enum.IntEnum):
+    """How far a member is."""
+
+    ABSENT = 0
+    STARTING = 1
+    INITIALIZING = 2
+    READY = 3
+    RETIRED = 4
+
+
+class Row:
+    """One member's row: indices of its words."""
+
+    __slots__ = ("blocked", "claim", "index", "kind", "pid", "runs", "started", "state", "steals")
+
+    def __init__(self, index: int, base: int) -> None:
+        first = base // WORD
+        self.index = index
+        self.kind = first + layout.R_KIND
+        self.pid = first + layout.R_PID
+        self.state = first + layout.R_STATE
+        self.claim = first + layout.R_CLAIM
+        self.started = first + layout.R_STARTED
+        self.runs = first + layout.R_RUNS
+        self.steals = first + layout.R_STEALS
+        self.blocked = first + layout.R_BLOCKED
+
+
+class Board:
+    """Rows, deques, outboxes, parking lot and arena of one ring."""
+
+    def __init__(self, ring: Segment, arena: Segment, shape: RingLayout, lock_fd: int | None) -> None:
+        self.segments = (ring, arena)
+        self.shape = shape
+        self.lock_fd = lock_fd
+        self.words = ring.words
+        self.rows = [Row(index, shape.row(index)) for index in range(shape.rows)]
+        make = LockFactory(ring, lock_fd)
+        claims = [row.claim for row in self.rows]
+        self.semaphores = [
+            Semaphore(ring, shape.row(index) + layout.R_SEMAPHORE) for index in range(shape.rows)
+        ]
+        self._parking_lock = make(layout.H_PARKING_LOCK, layout.H_PARKING_DIRTY_W)
+        self.parking = ParkingLot(ring.words, self._parking_lock, [sem.post for sem in self.semaphores])
+        self.lanes = [
+            self._deque(shape.lane(index), shape.capacity, make, claims) for index in range(shape.rows)
+        ]
+        self.spawns = [
+            self._deque(shape.spawn(index), shape.spawn_capacity, make, claims) for index in range(shape.rows)
+        ]
+        self.outboxes = [self._outbox(shape.outbox(index), make) for index in range(shape.rows)]
+        arena_lock = LockFactory(arena, lock_fd, first_byte=1 << 40)(layout.A_LOCK, layout.A_DIRTY_W)
+        self.arena = Arena(arena, arena_lock)
+
+    @classmethod
+    def create(cls, rows: int) -> Board:
+        """Make the segments of a ring for ``rows`` members.  Raises ``SharedMemoryFull``."""
+        shape = RingLayout(rows)
+        limit = arena_limit()
+        lock_fd = None if robust_mutex_works() else open_unlinked(shm_dir())
+        ring = Segment.create(shape.total_bytes)
+        try:
+            arena = Segment.create(limit, reserved=layout.ARENA_HEADER_BYTES)
+        except BaseException:
+            ring.close()
+            raise
+        board = cls(ring, arena, shape, lock_fd)
+        board._format()
+        return board
+
+    @classmethod
+    def attach(cls, ring_fd: int, arena_fd: int, lock_fd: int | None) -> Board:
+        """Map the segments of a ring whose descriptors were passed to this process."""
+        ring = Segment.attach(ring_fd)
+        if ring.words[layout.H_MAGIC] != layout.MAGIC or ring.words[layout.H_VERSION] != layout.VERSION:
+            raise InternalError("the segment passed is no ring of this version of Repartir")
+        return cls(ring, Segment.attach(arena_fd), RingLayout(ring.words[layout.H_ROWS]), lock_fd)
+
+    def descriptors(self) -> list[int]:
+        """The descriptors that ``attach`` needs in another process."""
+        fds = [segment.fd for segment in self.segments]
+        return fds if self.lock_fd is None else [*fds, self.lock_fd]
+
+    def close(self) -> None:
+        """Close the descriptors; the mappings go with their last view."""
+        for segment in self.segments:
+            segment.close()
+        if self.lock_fd is not None:
+            os.close(self.lock_fd)
+            self.lock_fd = None
+
+    def reset_row(self, index: int) -> None:
+        """Make a dead member's row ready for its successor.  Its lane keeps its tasks."""
+        row = self.rows[index]
+        self.parking.forget(index)
+        for word in (row.pid, row.claim, row.started, row.blocked):
+            self.words[word] = 0
+        self.semaphores[index].create()
+
+    def lock_and_unlock_all(self) -> None:
+        """Take every deque's lock once, so that the repairs which a death calls for are done."""
+        for deque in (*self.lanes, *self.spawns):
+            deque.is_empty()
+
+    @property
+    def closing(self) -> bool:
+        return bool(self.words[layout.H_CLOSING])
+
+    def set_closing(self) -> None:
+        self.words[layout.H_CLOSING] = 1
+
+    @property
+    def client_parked(self) -> bool:
+        return bool(self.words[layout.H_CLIENT_PARKED])
+
+    def set_client_parked(self, parked: bool) -> None:
+        self.words[layout.H_CLIENT_PARKED] = parked
+
+    def _format(self) -> None:
+        for lock in (
+            self._parking_lock,
+            self.arena.lock,
+            *(deque.lock for deque in (*self.lanes, *self.spawns)),
+            *(outbox.lock for outbox in self.outboxes),
+        ):
+            lock.create()
+        for semaphore in self.semaphores:
+            semaphore.create()
+        self.arena.create()
+        words = self.words
+        words[layout.H_ROWS] = self.shape.rows
+        words[layout.H_VERSION] = layout.VERSION
+        words[layout.H_MAGIC] = layout.MAGIC
+
+    def _deque(self, base: int, capacity: int, make: LockFactory, claims: Sequence[int]) -> TaskDeque:
+        ring = self.segments[0]
+        lock = make(base, base // WORD + layout.D_DIRTY_W)
+        return TaskDeque(ring.words, ring.data, base, capacity, lock, claims)
+
+    def _outbox(self, base: int, make: LockFactory) -> Outbox:
+        ring = self.segments[0]
+        lock = make(base, base // WORD + layout.O_DIRTY_W)
+        return Outbox(ring.words, ring.data, base, self.shape.outbox_bytes, lock)
+

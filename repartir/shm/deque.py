@@ -1,0 +1,188 @@
+"""The task deque: a ring of fixed slots with the payload inline, changed only under its lock.
+
+The client pushes to the tail of a lane; its member and thieves take from the head (FIFO).  A member pushes and pops
+the tail of its own spawn deque (LIFO), thieves take the head.  Positions count up for ever; position ``p`` lies in slot
+``p % capacity``.  ``head`` and ``tail`` are each one commit store, the last of their section, so a death or an
+exception at any point leaves either the old state or the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from repartir.errors import InternalError
+from repartir.shm.layout import (
+    D_HEAD_W,
+    D_TAIL_W,
+    DEQUE_HEADER_BYTES,
+    S_SIZE,
+    S_TASK,
+    SIZE_MASK,
+    SLOT_HEADER_BYTES,
+    SLOT_PAYLOAD_BYTES,
+    SLOT_WORDS,
+    WORD,
+)
+from repartir.shm.lock import Lock
+from repartir.shm.words import Data, Words
+
+Entry = tuple[int, bytes, int]
+"""Task word, payload (at most ``SLOT_PAYLOAD_BYTES``), flags (``IN_BLOCK``, ``CALL_MANY``)."""
+
+
+class TaskDeque:
+    """A deque at byte ``base`` with ``capacity`` slots (a power of two); ``claims`` are the claim words of all rows."""
+
+    __slots__ = ("_capacity", "_claims", "_data", "_head", "_mask", "_slots", "_tail", "_words", "lock")
+
+    def __init__(
+        self, words: Words, data: Data, base: int, capacity: int, lock: Lock, claims: Sequence[int]
+    ) -> None:
+        self._words = words
+        self._data = data
+        self._capacity = capacity
+        self._mask = capacity - 1
+        self._head = base // WORD + D_HEAD_W
+        self._tail = base // WORD + D_TAIL_W
+        self._slots = (base + DEQUE_HEADER_BYTES) // WORD
+        self._claims = claims
+        self.lock = lock
+        lock.repair = self._repair
+
+    def size_hint(self) -> int:
+        """Entries, as seen without the lock: good for deciding where to look, not for reading a payload."""
+        return self._words[self._tail] - self._words[self._head]
+
+    def taken(self, position: int) -> bool:
+        """Whether the entry at ``position`` has left the deque: a hint that turns True once and stays so."""
+        return self._words[self._head] > position
+
+    @property
+    def tail(self) -> int:
+        """The position that the next push will use; exact for the only process that pushes."""
+        return self._words[self._tail]
+
+    def room(self) -> int:
+        """Free slots; for the only process that pushes never too many."""
+        return self._capacity - (self._words[self._tail] - self._words[self._head])
+
+    def push_tail(self, entries: Sequence[Entry]) -> bool:
+        """Append ``entries`` in one commit; False (and nothing appended) when they do not all fit."""
+        words, data, lock, mask, slots = self._words, self._data, self.lock, self._mask, self._slots
+        try:
+            if lock.try_acquire():
+                lock.wait()
+            tail = words[self._tail]
+            if tail - words[self._head] + len(entries) > self._capacity:
+                return False
+            for task, payload, flags in entries:
+                slot = slots + (tail & mask) * SLOT_WORDS
+                size = len(payload)
+                start = slot * WORD + SLOT_HEADER_BYTES
+                data[start : start + size] = payload
+                words[slot + S_SIZE] = size | flags
+                words[slot] = task
+                tail += 1
+            words[self._tail] = tail
+            return True
+        finally:
+            lock.release()
+
+    def pop_head(self, claim: int) -> Entry | None:
+        """Take the oldest entry, after writing its task word to the claim word ``claim``; None when empty."""
+        words, lock = self._words, self.lock
+        try:
+            if lock.try_acquire():
+                lock.wait()
+            head = words[self._head]
+            tail = words[self._tail]
+            while head != tail:
+                slot = self._slots + (head & self._mask) * SLOT_WORDS
+                head += 1
+                task = words[slot]
+                if task:
+                    entry = self._read(slot, task)
+                    words[claim] = task
+                    words[self._head] = head
+                    return entry
+                words[self._head] = head
+            return None
+        finally:
+            lock.release()
+
+    def pop_tail(self, claim: int) -> Entry | None:
+        """Take the newest entry, after writing its task word to the claim word ``claim``; None when empty."""
+        words, lock = self._words, self.lock
+        try:
+            if lock.try_acquire():
+                lock.wait()
+            head = words[self._head]
+            tail = words[self._tail]
+            while head != tail:
+                tail -= 1
+                slot = self._slots + (tail & self._mask) * SLOT_WORDS
+                task = words[slot]
+                if task:
+                    entry = self._read(slot, task)
+                    words[claim] = task
+                    words[self._tail] = tail
+                    return entry
+                words[self._tail] = tail
+            return None
+        finally:
+            lock.release()
+
+    def remove(self, position: int, task: int) -> bool:
+        """Take back ``task``, pushed at ``position``, unless somebody claimed it already."""
+        words, lock = self._words, self.lock
+        try:
+            if lock.try_acquire():
+                lock.wait()
+            slot = self._slots + (position & self._mask) * SLOT_WORDS
+            if not words[self._head] <= position < words[self._tail] or words[slot + S_TASK] != task:
+                return False
+            words[slot + S_TASK] = 0
+            return True
+        finally:
+            lock.release()
+
+    def is_empty(self) -> bool:
+        """Under the lock, so that a push which was unlocked before this call is seen."""
+        words, lock = self._words, self.lock
+        try:
+            if lock.try_acquire():
+                lock.wait()
+            return words[self._head] == words[self._tail]
+        finally:
+            lock.release()
+
+    def check(self) -> None:
+        """Raise ``InternalError`` unless the invariants hold; the caller keeps others away."""
+        head, tail = self._words[self._head], self._words[self._tail]
+        if not 0 <= tail - head <= self._capacity:
+            raise InternalError(f"deque with head {head}, tail {tail}, capacity {self._capacity}")
+        for position in range(head, tail):
+            slot = self._slots + (position & self._mask) * SLOT_WORDS
+            if self._words[slot + S_SIZE] & SIZE_MASK > SLOT_PAYLOAD_BYTES:
+                raise InternalError(f"deque slot {position} has {self._words[slot + S_SIZE]} bytes")
+
+    def _read(self, slot: int, task: int) -> Entry:
+        field = self._words[slot + S_SIZE]
+        size = field & SIZE_MASK
+        if size > SLOT_PAYLOAD_BYTES:
+            raise InternalError(f"deque slot with {size} bytes")
+        start = slot * WORD + SLOT_HEADER_BYTES
+        return task, self._data[start : start + size], field & ~SIZE_MASK
+
+    def _repair(self) -> None:
+        """The holder died: a claim on an entry that is still at the head or the tail was not committed."""
+        words = self._words
+        head, tail = words[self._head], words[self._tail]
+        if head == tail:
+            return
+        ends = {words[self._slots + (position & self._mask) * SLOT_WORDS] for position in (head, tail - 1)} - {0}
+        for claim in self._claims:
+            if words[claim] in ends:
+                words[claim] = 0
+
+

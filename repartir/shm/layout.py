@@ -1,0 +1,117 @@
+"""Where every byte of the ring segment lies.  The only file that knows an offset.
+
+One segment holds, in this order: the header, one row a member, then for every row its deques and its outbox.
+
+    header   512 bytes   magic, version, counts, the parking lock, the idle mask
+    row      256 bytes   one member: kind, pid, state, claim, counters, its parking semaphore
+    deque    256 bytes + capacity x 256     lock, head, tail, slots       (two a row: lane, spawn)
+    outbox   256 bytes + ring               lock, head, tail, bytes       (one a row)
+
+All words are 64 bits, aligned, in the machine's byte order; offsets below that end in ``_W`` count words from the start
+of their structure, all others count bytes.  Who writes each word is said in ``README.md`` beside this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAGIC = 0x5245504152544952  # "REPARTIR"
+VERSION = 1
+WORD = 8
+
+HEADER_BYTES = 512
+H_MAGIC, H_VERSION, H_ROWS, H_CLOSING, H_CLIENT_PARKED = range(5)
+H_PARKING_LOCK = 64  # byte offset
+H_PARKING_DIRTY_W = 16
+H_IDLE_MASK_W = 24  # one bit a row, 64 rows a word
+H_SPIN_MASK_W = 40
+MAX_ROWS = (H_SPIN_MASK_W - H_IDLE_MASK_W) * 64
+
+ROW_BYTES = 256
+R_KIND, R_PID, R_STATE, R_CLAIM, R_STARTED, R_RUNS, R_STEALS, R_BLOCKED = range(8)
+R_SEMAPHORE = 128  # byte offset; a POSIX sem_t needs 32
+
+LOCK_BYTES = 64
+DEQUE_HEADER_BYTES = 256
+D_DIRTY_W, D_HEAD_W, D_TAIL_W = 8, 16, 24  # behind the lock; head and tail on cache lines of their own
+SLOT_BYTES = 256
+SLOT_WORDS = SLOT_BYTES // WORD
+SLOT_HEADER_BYTES = 16
+S_TASK, S_SIZE = range(2)  # the task word (0: removed); payload size, with IN_BLOCK when it lies in the arena
+SLOT_PAYLOAD_BYTES = SLOT_BYTES - SLOT_HEADER_BYTES
+IN_BLOCK = 1 << 63  # flags in the size word: the payload ends in a handle of an arena block
+CALL_MANY = 1 << 62  # the arguments are a list of argument tuples, to be called one by one
+SIZE_MASK = (1 << 32) - 1
+
+OUTBOX_HEADER_BYTES = 256
+O_DIRTY_W, O_HEAD_W, O_TAIL_W = 8, 16, 24
+RECORD_HEADER_BYTES = 16
+
+ARENA_MAGIC = 0x52455041_4152454E
+ARENA_HEADER_BYTES = 4096
+A_MAGIC, A_LIMIT, A_RESERVED, A_CARVED = range(4)
+A_LOCK = 64  # byte offset
+A_DIRTY_W = 16
+A_FREE_W = 32  # heads of the free lists, one a size class
+A_CLASSES = 200
+BLOCK_HEADER_BYTES = 64
+B_OWNER, B_GENERATION, B_CLASS, B_NEXT = range(4)
+
+ANSWER, ANSWER_IN_BLOCK, MEMBER_READY, MEMBER_BROKEN = range(4)  # the status of an outbox record; IN_BLOCK: a handle
+
+ATTEMPT_BITS = 16
+ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
+
+
+def task_word(task_id: int, attempt: int) -> int:
+    """Task and attempt in one word, so that one store claims both; never 0, since task ids start at 1."""
+    return task_id << ATTEMPT_BITS | attempt
+
+
+def _round_up(size: int, to: int) -> int:
+    return -(-size // to) * to
+
+
+@dataclass(frozen=True, slots=True)
+class RingLayout:
+    """Byte offsets of every part of a ring segment with ``rows`` members.
+
+    ``capacity`` (slots of a deque) and ``outbox_bytes`` are powers of two.
+    """
+
+    rows: int
+    capacity: int = 1024
+    spawn_capacity: int = 256
+    outbox_bytes: int = 1 << 17
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= MAX_ROWS:
+            raise ValueError(f"a ring has 1 to {MAX_ROWS} members, not {self.rows}")
+        for value in (self.capacity, self.spawn_capacity, self.outbox_bytes):
+            if value < 4 or value & (value - 1):
+                raise ValueError(f"capacities are powers of two, at least 4, not {value}")
+
+    @property
+    def _deques(self) -> int:
+        return _round_up(HEADER_BYTES + self.rows * ROW_BYTES, 4096)
+
+    @property
+    def _member_bytes(self) -> int:
+        slots = (self.capacity + self.spawn_capacity) * SLOT_BYTES
+        return 2 * DEQUE_HEADER_BYTES + slots + OUTBOX_HEADER_BYTES + self.outbox_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return _round_up(self._deques + self.rows * self._member_bytes, 4096)
+
+    def row(self, index: int) -> int:
+        return HEADER_BYTES + index * ROW_BYTES
+
+    def lane(self, index: int) -> int:
+        return self._deques + index * self._member_bytes
+
+    def spawn(self, index: int) -> int:
+        return self.lane(index) + DEQUE_HEADER_BYTES + self.capacity * SLOT_BYTES
+
+    def outbox(self, index: int) -> int:
+        return self.spawn(index) + DEQUE_HEADER_BYTES + self.spawn_capacity * SLOT_BYTES

@@ -1,0 +1,224 @@
+"""Locks in shared memory that survive their holder.
+
+``PthreadLock`` is a process-shared robust ``pthread_mutex``; ``FcntlLock`` does the same with a record lock where the C
+library has no robust mutexes (macOS).  Both are used in one way only, inline, because a signal handler or a finalizer
+can raise between any two bytecodes:
+
+    try:
+        if lock.try_acquire():      # 0: taken
+            lock.wait()
+        ...                         # abort-safe: invisible until one commit store, which comes last
+    finally:
+        lock.release()              # harmless when not the owner
+
+A taker that follows a dead owner runs ``repair`` of the structure before it goes on.  A thread that takes a lock which
+it holds (from a signal handler or a finalizer) gets an ``InternalError`` instead of a deadlock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from repartir.errors import InternalError
+from repartir.shm.layout import LOCK_BYTES
+from repartir.shm.segment import Segment
+from repartir.shm.words import Words
+
+_SLICE_S = 0.2  # longest sleep in the C library, so that Python's signal handlers get through
+_SPINS = 64
+_TAKEN_AGAIN = "a shared lock was taken again by its owner (from a signal handler or a finalizer)"
+_SHARED, _ROBUST, _ERRORCHECK = 1, 1, 2
+EOWNERDEAD = getattr(errno, "EOWNERDEAD", 130)
+
+
+class Lock(Protocol):
+    """What the structures of this package need of a lock."""
+
+    repair: Callable[[], None]
+
+    @property
+    def try_acquire(self) -> Callable[[], int]: ...
+
+    @property
+    def release(self) -> Callable[[], object]: ...
+
+    def wait(self) -> None: ...
+
+    def create(self) -> None: ...
+
+
+def _nothing_to_repair() -> None:
+    return None
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+@functools.cache
+def _holding_gil() -> ctypes.PyDLL:
+    return ctypes.PyDLL(None)
+
+
+@functools.cache
+def _releasing_gil() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+class PthreadLock:
+    """A robust process-shared mutex of ``LOCK_BYTES`` at ``offset`` of a segment."""
+
+    __slots__ = ("_pointer", "release", "repair", "try_acquire")
+
+    def __init__(self, segment: Segment, offset: int) -> None:
+        library = _holding_gil()
+        self._pointer = segment.pointer(offset)
+        self.try_acquire: Callable[[], int] = functools.partial(library.pthread_mutex_trylock, self._pointer)
+        self.release: Callable[[], int] = functools.partial(library.pthread_mutex_unlock, self._pointer)
+        self.repair = _nothing_to_repair
+
+    def create(self) -> None:
+        """Initialise the mutex; done once, by the segment's maker."""
+        library = _holding_gil()
+        attributes = ctypes.create_string_buffer(64)
+        for code in (
+            library.pthread_mutexattr_init(attributes),
+            library.pthread_mutexattr_setpshared(attributes, _SHARED),
+            library.pthread_mutexattr_setrobust(attributes, _ROBUST),
+            library.pthread_mutexattr_settype(attributes, _ERRORCHECK),
+            library.pthread_mutex_init(self._pointer, attributes),
+        ):
+            if code:
+                raise OSError(code, os.strerror(code))
+
+    def wait(self) -> None:
+        """Take the lock after ``try_acquire`` did not."""
+        for _ in range(_SPINS):
+            code = self.try_acquire()
+            if code != errno.EBUSY:
+                return self._taken(code)
+            os.sched_yield()
+        deadline = _Timespec()
+        timedlock = _releasing_gil().pthread_mutex_timedlock
+        while True:
+            until = time.time() + _SLICE_S
+            deadline.tv_sec, deadline.tv_nsec = int(until), int(until % 1 * 1e9)
+            code = timedlock(self._pointer, ctypes.byref(deadline))
+            if code != errno.ETIMEDOUT:
+                return self._taken(code)
+
+    def _taken(self, code: int) -> None:
+        if code == EOWNERDEAD:
+            self.repair()
+            _holding_gil().pthread_mutex_consistent(self._pointer)
+        elif code == errno.EDEADLK:
+            raise InternalError(_TAKEN_AGAIN)
+        elif code:
+            raise InternalError(f"a shared lock is unusable: {os.strerror(code)}")
+
+
+class FcntlLock:
+    """A record lock on one byte of a file of its own, a thread lock inside, and a word that tells of a dead owner.
+
+    The file belongs to locks alone: closing any descriptor of it would drop every lock of the process.
+    """
+
+    __slots__ = ("_byte", "_dirty", "_fd", "_held", "_inside", "_words", "repair")
+
+    def __init__(self, fd: int, byte: int, words: Words, dirty: int) -> None:
+        self._fd = fd
+        self._byte = byte
+        self._words = words
+        self._dirty = dirty
+        self._inside = threading.RLock()
+        self._held = False
+        self.repair = _nothing_to_repair
+
+    def create(self) -> None:
+        self._words[self._dirty] = 0
+
+    def try_acquire(self) -> int:
+        if self._inside._is_owned():  # type: ignore[attr-defined]
+            return errno.EDEADLK
+        if not self._inside.acquire(blocking=False):
+            return errno.EBUSY
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._byte)
+        except OSError:
+            self._inside.release()
+            return errno.EBUSY
+        self._taken()
+        return 0
+
+    def _taken(self) -> None:
+        if self._words[self._dirty]:
+            self.repair()
+        self._held = True
+        self._words[self._dirty] = 1
+
+    def release(self) -> None:
+        if self._inside._is_owned():  # type: ignore[attr-defined]
+            if self._held:
+                self._held = False
+                self._words[self._dirty] = 0
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._byte)
+            self._inside.release()
+
+    def wait(self) -> None:
+        """Take the lock after ``try_acquire`` did not; signal handlers run meanwhile."""
+        if self._inside._is_owned():  # type: ignore[attr-defined]
+            raise InternalError(_TAKEN_AGAIN)
+        self._inside.acquire()
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
+        self._taken()
+
+
+def _robust_mutex_works() -> bool:
+    """Let a thread die with a lock and look whether the next taker is told."""
+    try:
+        segment = Segment.create(4096)
+    except ImportError:
+        return False
+    try:
+        lock = PthreadLock(segment, 0)
+        try:
+            lock.create()
+        except (AttributeError, OSError):
+            return False
+        holder = threading.Thread(target=lock.try_acquire)
+        holder.start()
+        holder.join()
+        noticed = lock.try_acquire() == EOWNERDEAD
+        lock.release()
+        return noticed
+    finally:
+        segment.close()
+
+
+robust_mutex_works = functools.cache(_robust_mutex_works)
+
+
+class LockFactory:
+    """Makes the locks of one segment: robust mutexes where they work, record locks on ``lock_fd`` elsewhere.
+
+    ``first_byte`` keeps the record locks of several segments apart in one lock file.
+    """
+
+    def __init__(self, segment: Segment, lock_fd: int | None = None, first_byte: int = 0) -> None:
+        self._segment = segment
+        self._lock_fd = lock_fd
+        self._first_byte = first_byte
+
+    def __call__(self, offset: int, dirty: int) -> Lock:
+        """The lock at byte ``offset`` (``LOCK_BYTES`` long), whose dirty word has the index ``dirty``."""
+        if self._lock_fd is None:
+            return PthreadLock(self._segment, offset)
+        return FcntlLock(self._lock_fd, self._first_byte + offset // LOCK_BYTES, self._segment.words, dirty)

@@ -1,0 +1,192 @@
+"""The client's end of the nursery: start it, tell it what to fork and kill, hear of exits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from repartir.hygiene import quiet_parent
+from repartir.nursery import COMMAND, EVERY_ROW, REPORT, FreshStart, NurserySettings, Operation, fresh_command, run_forked
+from repartir.shm.board import Board, MemberState
+from repartir.worker import MemberSettings, Worker
+
+STARTS = 3
+"""How often the nursery, or a member of one row, is started before the executor gives up."""
+_FORKED_START_S = 10.0
+_FRESH_START_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemberExited:
+    """The member of ``row`` has ended; ``status`` is what ``waitpid`` gave, ``pid`` 0 when it could not be forked."""
+
+    row: int
+    pid: int
+    status: int
+
+    @property
+    def exit_code(self) -> int:
+        return os.waitstatus_to_exitcode(self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class NurseryExited:
+    """The nursery is gone, and every member with it."""
+
+
+Report = MemberExited | NurseryExited
+
+
+class Supervisor:
+    """Starts the nursery of one executor and talks to it."""
+
+    def __init__(self, board: Board, start_method: str, members: MemberSettings, wake_fd: int) -> None:
+        self._board = board
+        self._start_method = start_method
+        self._members = members
+        self._wake_fd = wake_fd
+        self._starts = 0
+        self._pending = b""
+        self.nursery_pid = 0
+        self.control: socket.socket
+        self._start()
+
+    def fileno(self) -> int:
+        """Readable when there are reports."""
+        return self.control.fileno()
+
+    def fork(self, row: int) -> None:
+        self._send(Operation.FORK, row)
+
+    def terminate(self, row: int) -> None:
+        self._send(Operation.TERMINATE, row)
+
+    def kill(self, row: int) -> None:
+        self._send(Operation.KILL, row)
+
+    def quit(self) -> None:
+        """Have the nursery end once all members have."""
+        self._send(Operation.QUIT, EVERY_ROW)
+
+    def reports(self) -> Sequence[Report]:
+        """What the nursery reported since the last call; never waits."""
+        try:
+            data = self.control.recv(65536)
+        except (BlockingIOError, InterruptedError):
+            return ()
+        except OSError:
+            data = b""
+        if not data:
+            return (NurseryExited(),)
+        data = self._pending + data
+        whole = len(data) - len(data) % REPORT.size
+        self._pending = data[whole:]
+        return [MemberExited(*fields) for fields in REPORT.iter_unpack(data[:whole])]
+
+    def late_starters(self) -> list[int] | None:
+        """Rows whose member hangs before it runs Python code of ours; None while some may still be on their way."""
+        words, rows = self._board.words, self._board.rows
+        waiting = [row.index for row in rows if words[row.state] in (MemberState.ABSENT, MemberState.STARTING)]
+        if not waiting:
+            return []
+        return waiting if time.monotonic() > self._deadline else None
+
+    def extend_deadline(self) -> None:
+        """Members that are forked from now on have their time to start, too."""
+        fresh = self._start_method != "fork" and not self._started
+        self._deadline = time.monotonic() + (_FRESH_START_S if fresh else _FORKED_START_S)
+
+    @property
+    def _started(self) -> bool:
+        return any(self._board.words[row.pid] for row in self._board.rows)
+
+    def restart_hung_nursery(self) -> bool:
+        """Replace a nursery that has not forked anything in its time; False if it is at work, or was tried enough."""
+        if self._started or self._starts >= STARTS:
+            return False
+        self.reap(kill=True)
+        self.control.close()
+        self._start()
+        return True
+
+    def reap(self, *, kill: bool = False) -> None:
+        """Wait for the nursery's end."""
+        pid, self.nursery_pid = self.nursery_pid, 0
+        if pid:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                if kill:
+                    os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+    def _start(self) -> None:
+        self._starts += 1
+        self.control, theirs = socket.socketpair()
+        try:
+            if self._start_method == "fork":
+                self._fork_nursery(theirs)
+            else:
+                self._spawn_nursery(theirs)
+        finally:
+            theirs.close()
+        self.control.setblocking(False)
+        self.extend_deadline()
+
+    def _fork_nursery(self, theirs: socket.socket) -> None:
+        board, members, wake_fd = self._board, self._members, self._wake_fd
+
+        def run(row: int) -> None:
+            Worker(board, row, wake_fd, members).run()
+
+        settings = NurserySettings(os.getpid(), self._start_method, run)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            with quiet_parent(), warnings.catch_warnings():
+                # The child undoes what it inherits of threads: see hygiene.py.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+                if pid == 0:
+                    self.control.close()
+                    run_forked(theirs, board, settings)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.nursery_pid = pid
+
+    def _spawn_nursery(self, theirs: socket.socket) -> None:
+        from multiprocessing.util import spawnv_passfds
+
+        fds = [theirs.fileno(), self._wake_fd, *self._board.descriptors()]
+        command = fresh_command(fds)
+        start = FreshStart.of_this_process(self._start_method, self._members)
+        self.nursery_pid = spawnv_passfds(command[0], command, fds)
+        start.send(self.control)
+
+    def _send(self, operation: Operation, row: int) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # A nursery that has gone is reported by `reports`.
+            self.control.sendall(COMMAND.pack(operation, row))
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"signal {signal.Signals(-code).name}"
+    return f"signal {-code}"
+
+
+__all__ = [
+    "EVERY_ROW",
+    "STARTS",
+    "MemberExited",
+    "NurseryExited",
+    "Report",
+    "Supervisor",
+    "describe_exit",
+]

@@ -1,0 +1,217 @@
+"""A member of kind CPU: find a task, run it, answer.
+
+The claim protocol (why a death at any point neither loses nor repeats a task) is in ``shm/README.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from repartir import outcome
+from repartir.codec import Encoded, decode
+from repartir.functions import FunctionCache
+from repartir.inherited import InheritedArrays
+from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
+from repartir.shm.board import Board, Kind, MemberState
+from repartir.shm.deque import Entry, TaskDeque
+from repartir.shm.layout import (
+    ANSWER,
+    ANSWER_IN_BLOCK,
+    CALL_MANY,
+    IN_BLOCK,
+    MEMBER_BROKEN,
+    MEMBER_READY,
+)
+
+FUNCTION = struct.Struct(f"=Q{HANDLE_BYTES}s")
+"""The head of every call's payload: the function's key and the handle of the block that holds it."""
+
+SPIN_S = 60e-6
+_PARK_S = 60.0  # a backstop; wakes are the mechanism
+_BLOCKED_S = 1.0  # the same, for a full outbox
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSettings:
+    """What every member of an executor is told."""
+
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    max_tasks: int | None
+    spinners: int
+    """How many members may look for work awake at a time."""
+    inherited: InheritedArrays | None
+    """Arrays that members have by fork: held here, so that references to them resolve."""
+
+
+class Worker:
+    """The loop of one CPU member, on row ``index`` of the board."""
+
+    def __init__(self, board: Board, index: int, wake_fd: int, settings: MemberSettings) -> None:
+        self._board = board
+        self._index = index
+        self._row = board.rows[index]
+        self._words = board.words
+        self._wake_fd = wake_fd
+        self._settings = settings
+        self._functions = FunctionCache()
+        self._lane = board.lanes[index]
+        self._spawn = board.spawns[index]
+        self._outbox = board.outboxes[index]
+        self._victims = self._others(Kind.CPU)
+        self._pid = os.getpid()
+
+    def run(self) -> None:
+        """Serve tasks until the executor closes or this worker has run its share."""
+        self._words[self._row.state] = MemberState.INITIALIZING
+        if not self._initialize():
+            return
+        self._words[self._row.state] = MemberState.READY
+        self._send(0, MEMBER_READY, b"")
+        left = self._settings.max_tasks or -1
+        while left:
+            entry = self.find_work() or self._rest()
+            if entry is None:
+                break
+            self.run_one(entry)
+            del entry
+            left -= 1
+        self._words[self._row.state] = MemberState.RETIRED
+
+    def find_work(self) -> Entry | None:
+        """Claim a task: the newest of the own spawn deque, the oldest of the own lane, the oldest of another's."""
+        claim = self._row.claim
+        if self._spawn.size_hint() and (entry := self._spawn.pop_tail(claim)):
+            return entry
+        if self._lane.size_hint() and (entry := self._lane.pop_head(claim)):
+            return entry
+        for victim in self._victims:
+            if victim.size_hint() and (entry := victim.pop_head(claim)):
+                self._words[self._row.steals] += 1
+                return entry
+        return None
+
+    def run_one(self, entry: Entry) -> None:
+        """Run a claimed task and answer."""
+        word, payload, flags = entry
+        words, row = self._words, self._row
+        words[row.started] = word
+        result = self._call(payload, flags)
+        if os.getpid() != self._pid:
+            os._exit(0)
+        words[row.runs] += 1
+        self.answer(word, result)
+
+    def answer(self, word: int, result: outcome.Value | outcome.Error) -> None:
+        """Publish a task's outcome, then let go of the claim."""
+        body = outcome.encode_outcome(result)
+        if isinstance(body, Encoded) or len(body) > self._outbox.largest_bytes:
+            self._send(word, ANSWER_IN_BLOCK, self._store(body, word | RESULT).pack())
+        else:
+            self._send(word, ANSWER, body)
+        self._words[self._row.claim] = 0
+
+    def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
+        try:
+            key, function_block = FUNCTION.unpack_from(payload)
+            fn = self._functions.get(key)
+            if fn is None:
+                meta, *buffers = self._board.arena.load(Handle.unpack(function_block))
+                fn = self._functions.put(key, bytes(meta), buffers)
+            if flags & IN_BLOCK:
+                meta, *buffers = self._board.arena.load(Handle.unpack(payload[FUNCTION.size :]))
+                args, kwargs = decode(meta, buffers)
+            else:
+                args, kwargs = decode(payload[FUNCTION.size :], ())
+        except BaseException as exc:
+            return outcome.Error(exc, outcome.format_exception(exc))
+        if flags & CALL_MANY:
+            return outcome.capture(call_many, (fn, args), {})
+        return outcome.capture(fn, args, kwargs)
+
+    def _store(self, body: bytes | Encoded, owner: int) -> Handle:
+        parts = [body] if isinstance(body, bytes) else [body.meta, *body.buffers]
+        while (handle := self._board.arena.store(parts, owner)) is None:
+            self._wait_for_client()
+        return handle
+
+    def _send(self, word: int, status: int, body: bytes) -> None:
+        while not self._outbox.put(word, status, body):
+            self._words[self._row.blocked] = 1
+            if self._outbox.put(word, status, body):
+                break
+            self._wait_for_client()
+        if self._board.client_parked:
+            self._wake_client()
+
+    def _wait_for_client(self) -> None:
+        """The client holds up what this member wants to publish: sleep until it made room."""
+        self._words[self._row.blocked] = 1
+        self._wake_client()
+        self._board.semaphores[self._index].wait(_BLOCKED_S)
+
+    def _wake_client(self) -> None:
+        try:
+            os.write(self._wake_fd, b"\0")
+        except BlockingIOError:
+            pass  # the pipe is full of wakes already
+
+    def _rest(self) -> Entry | None:
+        """Spin for a moment, then sleep, until there is work; None when the executor closes."""
+        board, parking, index = self._board, self._board.parking, self._index
+        while True:
+            if parking.start_spinning(index, self._settings.spinners):
+                entry = self._spin()
+                if entry is not None:
+                    parking.stop_spinning(index)
+                    if parking.anyone_idle() and self._hinted():
+                        parking.wake()
+                    return entry
+            parking.announce(index)
+            if any(not deque.is_empty() for deque in (self._lane, self._spawn, *self._victims)) or board.closing:
+                parking.retract(index)
+            elif not board.semaphores[index].wait(_PARK_S):
+                parking.retract(index)
+            entry = self.find_work()
+            if entry is not None or board.closing:
+                return entry
+
+    def _spin(self) -> Entry | None:
+        until = time.perf_counter() + SPIN_S
+        while time.perf_counter() < until:
+            entry = self.find_work()
+            if entry is not None:
+                return entry
+            os.sched_yield()
+        return None
+
+    def _hinted(self) -> bool:
+        return self._lane.size_hint() > 0 or any(victim.size_hint() > 0 for victim in self._victims)
+
+    def _others(self, kind: Kind) -> list[TaskDeque]:
+        """The deques of all other members of this kind, beginning behind the own row."""
+        board, count = self._board, len(self._board.rows)
+        indices = [(self._index + step) % count for step in range(1, count)]
+        same = [index for index in indices if self._words[board.rows[index].kind] == kind]
+        return [deque for index in same for deque in (board.lanes[index], board.spawns[index])]
+
+    def _initialize(self) -> bool:
+        if self._settings.initializer is None:
+            return True
+        result = outcome.capture(self._settings.initializer, self._settings.initargs, {})
+        if isinstance(result, outcome.Value):
+            return True
+        sys.stderr.write(result.traceback)
+        self._send(0, MEMBER_BROKEN, result.traceback.encode())
+        return False
+
+
+def call_many(fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+    """One chunk of a map."""
+    return [fn(*args) for args in calls]

@@ -1,0 +1,98 @@
+"""Functions, classes and exceptions of `__main__`, run from scripts in fresh interpreters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .kinds import FORK, Kind, ours, processes, workers
+from .main_functions import EXPECTED, SOURCE
+from .scripts import run_script
+
+NOT_SERIAL = {"exception_is_of_our_class": "without a process there is no remote traceback"}
+
+
+@pytest.fixture(scope="module")
+def report(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What the checks of one script gave: one interpreter for all of them."""
+    ended = run_script(tmp_path_factory.mktemp("main"), kind, SOURCE, timeout_s=60)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, object] = json.loads(ended.stdout)
+    return found
+
+
+@ours
+@pytest.mark.parametrize("check", EXPECTED)
+def test_main(report: dict[str, object], kind: Kind, check: str) -> None:
+    if kind.is_serial and check in NOT_SERIAL:
+        pytest.skip(NOT_SERIAL[check])
+    assert report[check] == EXPECTED[check], report[check]
+
+
+def test_every_check_is_expected() -> None:
+    assert SOURCE.count("@check\n") == len(EXPECTED)
+
+
+@processes
+def test_a_function_defined_before_the_executor(kind: Kind, tmp_path: Path) -> None:
+    """The one form that the stdlib's pool can do too."""
+    ended = run_script(
+        tmp_path,
+        kind,
+        """
+        class Point:
+            def __init__(self, x):
+                self.x = x
+
+        def doubled(point):
+            return Point(2 * point.x)
+
+        if __name__ == "__main__":
+            with make(2) as ex:
+                result = ex.submit(doubled, Point(21)).result(15)
+                print(type(result) is Point, result.x)
+        """,
+    )
+    assert (ended.returncode, ended.lines, ended.stderr) == (0, ["True 42"], "")
+
+
+@workers
+def test_a_global_array_of_main(kind: Kind, tmp_path: Path) -> None:
+    """Made before the executor (inherited by fork, else sent), then replaced by another."""
+    ended = run_script(
+        tmp_path,
+        kind,
+        """
+        import numpy as np
+        TABLE = np.arange(50_000.0)
+
+        def total():
+            return float(TABLE.sum())
+
+        with make(1) as ex:
+            print(ex.submit(total).result(15) == TABLE.sum())
+            TABLE = np.ones(50_000)
+            print(ex.submit(total).result(15) == 50_000)
+        """,
+    )
+    assert (ended.returncode, ended.lines) == (0, ["True", "True"]), ended.stderr
+
+
+@pytest.mark.kinds(FORK)
+def test_a_large_global_warns_once_and_names_it(kind: Kind, tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        kind,
+        """
+        with make(1) as ex:
+            BIG = list(range(300_000))
+            def size():
+                return len(BIG)
+            print([ex.submit(size).result(15) for _ in range(3)])
+        """,
+    )
+    assert (ended.returncode, ended.lines) == (0, ["[300000, 300000, 300000]"])
+    assert ended.stderr.count("BIG") >= 1
+    assert "share" in ended.stderr

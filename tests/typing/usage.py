@@ -1,0 +1,96 @@
+"""Never run: mypy --strict checks that what users write is typed as they expect."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import multiprocessing
+from collections.abc import Iterator
+from typing import assert_type
+
+import repartir
+from repartir import (
+    Executor,
+    Future,
+    PoisonTask,
+    RepartirError,
+    SerialExecutor,
+    SharedMemoryFull,
+    TaskNotSerializable,
+    WorkerDied,
+    current_executor,
+)
+
+
+def double(value: int) -> float:
+    return 2.0 * value
+
+
+def join(left: str, right: str, *, times: int = 1) -> str:
+    return (left + right) * times
+
+
+def prepare(path: str, size: int) -> None: ...
+
+
+def submit() -> None:
+    with Executor() as executor:
+        assert_type(executor, Executor)
+        assert_type(executor.submit(double, 1), Future[float])
+        assert_type(executor.submit(double, 1).result(timeout=1.5), float)
+        assert_type(executor.submit(join, "a", "b", times=2).result(), str)
+        executor.submit(double, "one")  # type: ignore[arg-type]
+        executor.submit(join, "a")  # type: ignore[call-arg]
+
+
+def every_argument() -> None:
+    Executor(
+        4,
+        multiprocessing.get_context("spawn"),
+        prepare,
+        ("path", 1),
+        max_tasks_per_child=100,
+    ).shutdown(wait=False, cancel_futures=True)
+
+
+def maps(executor: Executor) -> None:
+    assert_type(executor.map(double, [1, 2]), Iterator[float])
+    assert_type(executor.map(join, ["a"], ["b"], timeout=1.5, chunksize=3, buffersize=10), Iterator[str])
+
+
+def is_a_standard_executor(executor: Executor, serial: SerialExecutor) -> None:
+    standard: list[concurrent.futures.Executor] = [executor, serial]
+    futures: list[concurrent.futures.Future[float]] = [executor.submit(double, 1), serial.submit(double, 1)]
+    done, _ = concurrent.futures.wait(futures)
+    assert_type(done, set[concurrent.futures.Future[float]])
+    assert standard
+
+
+async def with_asyncio(executor: Executor) -> None:
+    loop = asyncio.get_running_loop()
+    assert_type(await loop.run_in_executor(executor, double, 1), float)
+    assert_type(await asyncio.wrap_future(executor.submit(double, 1)), float)
+
+
+def stop(executor: Executor) -> None:
+    executor.terminate_workers()
+    executor.kill_workers()
+
+
+def errors(future: Future[int]) -> int | None:
+    try:
+        return future.result()
+    except PoisonTask as error:
+        assert_type(error.signal, int | None)
+    except WorkerDied as error:
+        assert_type(error.exit_code, int | None)
+    except (TaskNotSerializable, SharedMemoryFull, RepartirError):
+        return None
+    return None
+
+
+def nested() -> concurrent.futures.Executor:
+    return current_executor()
+
+
+assert_type(repartir.__version__, str)
