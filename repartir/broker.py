@@ -15,11 +15,14 @@ which no signal handler interrupts.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import queue
 import select
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -53,6 +56,35 @@ DEFER = 64
 """Under backlog so many submits are posted together."""
 _START_CHECK_S = 1.0
 
+class Bell:
+    """An event that finalizers and signal handlers may set, since ``SimpleQueue.put`` takes no lock that they could hold."""
+
+    __slots__ = ("_rings",)
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        if self._rings.empty():
+            self._rings.put(None)
+
+    def is_set(self) -> bool:
+        return not self._rings.empty()
+
+    def clear(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._rings.get_nowait()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """True when set, False after ``timeout`` seconds.  Clears the bell."""
+        try:
+            self._rings.get(timeout=timeout)
+        except queue.Empty:
+            return False
+        return True
+
+
 TaskFuture = Future[Any]
 TaskRecord = Record[TaskFuture]
 
@@ -85,7 +117,7 @@ class Broker:
         self._garbage: deque[Handle] = deque()
         self._mutex = threading.RLock()
         self._watch = threading.RLock()
-        self._rouse = threading.Event()
+        self._rouse = Bell()
         self._sleepers: set[int] = set()
         self._driven_at = 0.0
         self._broker_watches = False
@@ -96,6 +128,7 @@ class Broker:
         self._starting = True
         self._aborting = False
         self._quitting = False
+        self._ended = False
         self._poll = select.poll()
         self._poll.register(self._wake_r, select.POLLIN)
         self._poll_all = select.poll()
@@ -109,7 +142,7 @@ class Broker:
         return next(self._ids)
 
     def post(
-        self, future: TaskFuture, ref: FunctionRef, call: bytes | Encoded, flags: int, name: str
+        self, future: TaskFuture, ref: FunctionRef, call: bytes | Encoded, flags: int, name: object
     ) -> None:
         """Commit a task by one append, then post it, or leave that to whoever is at work already."""
         block = ref.block
@@ -137,7 +170,7 @@ class Broker:
         if handle is None:
             raise _full(sum(len(part) for part in parts))
         ref.block = handle
-        ref.on_drop(self._garbage.append, handle)
+        weakref.finalize(ref, self._garbage.append, handle).atexit = False  # type: ignore[misc]
         return handle
 
     def _place_arguments(self, record: TaskRecord, parts: list[Any]) -> None:
@@ -519,13 +552,14 @@ class Broker:
             self._check_start()
         if self.broken is not None and not self._aborting:
             self.abort(self.broken)
+        if self._due:
+            self._settle_due()
+            self._poke()
+
+    def _settle_due(self) -> None:
         while self._due:
-            future, value, error = self._due[0]
+            self._due[0][0].settle_fully(*self._due[0][1:])
             self._due.popleft()
-            future.settle_fully(value, error)
-            del future, value, error
-            if not self._broker_watches:
-                self._poke()
 
     def _hear(self, report: Report) -> None:
         with self._mutex:
@@ -621,6 +655,23 @@ class Broker:
                 self._forget(record, TaskEvent.CANCEL)
             return future.mark_cancelled()
 
+    def counts(self) -> tuple[int, int]:
+        """Tasks that run now, and tasks that wait."""
+        running = sum(1 for row in self.board.rows if self.board.words[row.claim]) if not self._ended else 0
+        return running, max(0, len(self._inbox) + len(self.ledger) - running)
+
+    def close_soon(self) -> None:
+        """The executor is garbage.  For a finalizer, so without locks."""
+        if not self._ended:
+            self.closing = True
+            self._rouse.set()
+            self._poke()
+
+    def disown(self) -> None:
+        """In a forked child: nothing of this broker works here."""
+        self._ended = True
+        self.broken = BrokenProcessPool("this executor belongs to the parent process; make one of your own after os.fork")
+
     def is_running(self, future: TaskFuture) -> bool:
         """Whether a member has taken the task of ``future``."""
         record = self.ledger.records.get(future.task_id)
@@ -628,6 +679,8 @@ class Broker:
 
     def close(self, *, cancel: bool) -> None:
         """No task comes any more: end when all are settled."""
+        if self._ended:
+            return
         self.closing = True
         if cancel:
             for record in [*self._inbox, *self.ledger.records.values()]:
@@ -636,6 +689,8 @@ class Broker:
 
     def abort(self, error: BrokenProcessPool | None = None, *, terminate: bool = False) -> None:
         """Kill all members; tasks that they had begun fail, all others are cancelled (or fail with ``error``)."""
+        if self._ended:
+            return
         self._aborting = True
         self.closing = True
         if error is not None:
@@ -662,9 +717,10 @@ class Broker:
     def _end(self) -> None:
         self.closing = True
         self._fail_all(self.broken or BrokenProcessPool("the executor has ended"))
-        self._keep_due()
+        self._settle_due()
         self._supervisor.reap()
         self._supervisor.control.close()
+        self._ended = True
         self._on_end()
 
 

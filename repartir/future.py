@@ -80,9 +80,26 @@ class Future(concurrent.futures.Future[T]):
 
     def cancel(self) -> bool:
         """Cancel the task if no worker has begun it; True if it will never run."""
-        if self._state == PENDING and self._driver is not None and not self._driver.take_back(self):
+        if self._driver is None:
+            return super().cancel()
+        if self._state == PENDING and not self._driver.take_back(self):
             return False
-        return super().cancel()
+        if self._state == CANCELLED:
+            with self._condition:
+                if self._state == CANCELLED:
+                    self._state = CANCELLED_AND_NOTIFIED
+                    for waiter in self._waiters:
+                        waiter.add_cancelled(self)
+                    self._condition.notify_all()
+            self._call_back()
+        return self.cancelled()
+
+    def mark_cancelled(self) -> bool:
+        """For the broker, under its lock: nobody will run this task; False if it is settled already."""
+        with _lock:
+            if self._state == PENDING:
+                self._state = CANCELLED
+            return self._state != FINISHED
 
     def result(self, timeout: float | None = None) -> T:
         """The task's result, or its exception raised; ``TimeoutError`` after ``timeout`` seconds."""
@@ -142,7 +159,12 @@ class Future(concurrent.futures.Future[T]):
                 else:
                     waiter.add_exception(self)
             self._condition.notify_all()
-        for callback in self._done_callbacks:
+        self._call_back()
+
+    def _call_back(self) -> None:
+        callbacks = self._done_callbacks
+        while callbacks:
+            callback = callbacks.pop(0)
             try:
                 callback(self)
             except Exception:

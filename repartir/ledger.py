@@ -27,7 +27,7 @@ class Record(Generic[F]):
 
     __slots__ = ("attempt", "block", "flags", "future", "keep", "lane", "name", "payload", "position", "state", "task_id")
 
-    def __init__(self, task_id: int, future: F, payload: Any, flags: int, keep: Any, name: str) -> None:
+    def __init__(self, task_id: int, future: F, payload: Any, flags: int, keep: Any, name: object) -> None:
         self.task_id = task_id
         self.attempt = 1
         self.future = future

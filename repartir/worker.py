@@ -23,6 +23,7 @@ from repartir.shm.deque import Entry, TaskDeque
 from repartir.shm.layout import (
     ANSWER,
     ANSWER_IN_BLOCK,
+    CALL_EACH,
     CALL_MANY,
     IN_BLOCK,
     MEMBER_BROKEN,
@@ -69,6 +70,8 @@ class Worker:
 
     def run(self) -> None:
         """Serve tasks until the executor closes or this worker has run its share."""
+        global _current
+        _current = self
         self._words[self._row.state] = MemberState.INITIALIZING
         if not self._initialize():
             return
@@ -133,6 +136,8 @@ class Worker:
             return outcome.Error(exc, outcome.format_exception(exc))
         if flags & CALL_MANY:
             return outcome.capture(call_many, (fn, args), {})
+        if flags & CALL_EACH:
+            return outcome.capture(call_each, (fn, args), {})
         return outcome.capture(fn, args, kwargs)
 
     def _store(self, body: bytes | Encoded, owner: int) -> Handle:
@@ -212,6 +217,19 @@ class Worker:
         return False
 
 
-def call_many(fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    """One chunk of a map."""
+def call_many(fn: Callable[..., Any], calls: tuple[tuple[Any, ...], ...]) -> list[Any]:
+    """One chunk of a map over several iterables."""
     return [fn(*args) for args in calls]
+
+
+def call_each(fn: Callable[..., Any], items: tuple[Any, ...]) -> list[Any]:
+    """One chunk of a map over one iterable."""
+    return [fn(item) for item in items]
+
+
+_current: Worker | None = None
+
+
+def current() -> Worker | None:
+    """The worker that this process is, None in a process of the user's."""
+    return _current

@@ -40,7 +40,8 @@ SLOT_HEADER_BYTES = 16
 S_TASK, S_SIZE = range(2)  # the task word (0: removed); payload size, with IN_BLOCK when it lies in the arena
 SLOT_PAYLOAD_BYTES = SLOT_BYTES - SLOT_HEADER_BYTES
 IN_BLOCK = 1 << 63  # flags in the size word: the payload ends in a handle of an arena block
-CALL_MANY = 1 << 62  # the arguments are a list of argument tuples, to be called one by one
+CALL_MANY = 1 << 62  # the arguments are argument tuples, for one call each
+CALL_EACH = 1 << 61  # the arguments are for one call each
 SIZE_MASK = (1 << 32) - 1
 
 OUTBOX_HEADER_BYTES = 256

@@ -275,7 +275,7 @@ if __name__ == "__main__":
         except BaseException as error:
             report[name] = "".join(traceback.format_exception(error))
     ex.shutdown()
-    print(json.dumps(report))
+    print(json.dumps(report, default=repr))
 """
 
 EXPECTED: dict[str, object] = {

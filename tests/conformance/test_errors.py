@@ -106,7 +106,7 @@ def test_sys_exit_in_a_task_is_its_exception(ex: Executor, code: object) -> None
 
 @ours
 def test_an_exception_whose_constructor_takes_other_arguments(ex: Executor) -> None:
-    """Plain pickle cannot rebuild it, so the stdlib's pool breaks. Here it, or an error that names it, comes."""
+    """Plain pickle cannot rebuild it, so the stdlib's pool breaks; here it comes, or an error naming it."""
     from repartir import TaskNotSerializable
 
     error = error_of(ex, tasks.throw_picky)

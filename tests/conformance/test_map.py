@@ -156,7 +156,7 @@ def test_timeout_counts_from_the_call_and_spares_what_is_ready(
     ex: Executor, bell: BellKeeper, gate: GateKeeper
 ) -> None:
     task = functools.partial(tasks.first_then_wait, bell.bell, gate.gate)
-    results = ex.map(task, range(2), timeout=1.0, chunksize=1)
+    results = ex.map(task, range(2), timeout=0.5, chunksize=1)
     assert next(results) == 0
     with pytest.raises(TimeoutError):
         next(results)

@@ -1,0 +1,245 @@
+"""``Executor``: the drop-in for ``concurrent.futures.ProcessPoolExecutor``."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+from repartir import mapping
+from repartir.broker import Broker
+from repartir.codec import encode_call
+from repartir.environment import choose_start_method, default_workers, usable_cores
+from repartir.errors import SharedMemoryFull, TaskNotSerializable
+from repartir.functions import FunctionRef, FunctionTable
+from repartir.future import Future
+from repartir.inherited import snapshot_inherited
+from repartir.serial import SerialExecutor, current_executor
+from repartir.shm.board import Board, Kind
+from repartir.shm.layout import CALL_EACH, CALL_MANY
+from repartir.supervisor import Supervisor
+from repartir.worker import MemberSettings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_engines: weakref.WeakSet[Broker] = weakref.WeakSet()
+_interpreter_ends = threading.Event()
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs calls in worker processes that share their queues in memory and steal from each other.
+
+    Args:
+        max_workers: number of workers; None: the cores that this process may use.
+        mp_context: a ``multiprocessing`` context or the name of a start method; None: what
+            ``multiprocessing.set_start_method`` chose, else fork on Linux where that is safe.
+        initializer, initargs: called in each worker before its first task; if it raises, the executor is broken.
+        max_tasks_per_child: after so many tasks a worker is replaced by a fresh one (with any start method).
+        name: shown in ``repr``.
+
+    Raises ``ValueError`` and ``TypeError`` as the standard library does, ``SharedMemoryFull`` where there is no room.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        if max_workers is None:
+            max_workers = default_workers()
+        elif max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+        method = choose_start_method(mp_context)
+        self.name = name
+        self._max_workers = max_workers
+        self._start_method = method
+        cores = usable_cores()
+        inherited = snapshot_inherited() if method == "fork" else None
+        members = MemberSettings(initializer, initargs, max_tasks_per_child, max(1, cores - 1), inherited)
+        self._broker = _start(max_workers, method, members, cores)
+        if inherited is not None:
+            inherited.release()
+        self._functions = FunctionTable(inherited)
+        self._shut = False
+        weakref.finalize(self, self._broker.close_soon).atexit = False
+
+    def __repr__(self) -> str:
+        broker = self._broker
+        state = "broken" if broker.broken else "shut down" if self._shut else None
+        running, queued = broker.counts()
+        name = f" {self.name!r}" if self.name else ""
+        parts = [state] if state else [f"{queued} queued", f"{running} running"]
+        if broker.lost:
+            parts.append(f"{broker.lost} lost")
+        return f"<Executor{name} {self._max_workers} workers: {', '.join(parts)}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return current_executor, ()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a worker call ``fn(*args, **kwargs)``.
+
+        What cannot be pickled shows in the future as ``TaskNotSerializable``.  Raises ``RuntimeError`` after shutdown,
+        ``BrokenProcessPool`` when the executor is broken.
+        """
+        broker = self._broker
+        if broker.closing or broker.broken is not None:
+            self._refuse()
+        future: Future[T] = Future(broker, broker.new_task_id())
+        try:
+            ref = self._functions.encode(fn)
+            broker.post(future, ref, encode_call(args, kwargs, self._functions.inherited), 0, fn)
+        except (TaskNotSerializable, SharedMemoryFull) as exc:
+            future.set_exception(exc)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Results of ``fn`` over the items of the iterables, in order.
+
+        Args:
+            timeout: seconds from this call until ``TimeoutError``; it stops the waiting, not the tasks.
+            chunksize: items a task; None: large chunks first, small ones at the end.
+            buffersize: pull from the iterables only so many chunks ahead of the results (they may then be infinite).
+        """
+        mapping.check_arguments(chunksize, buffersize)
+        if self._broker.closing or self._broker.broken is not None:
+            self._refuse()
+        items: Iterable[Any] = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
+        flag = CALL_EACH if len(iterables) == 1 else CALL_MANY
+        if buffersize is None:
+            items = list(items)
+        if chunksize is None and isinstance(items, list):
+            sizes: Iterable[int] = mapping.guided_sizes(len(items), self._max_workers)
+        else:
+            sizes = itertools.repeat(chunksize or 1)
+        source = mapping.chunks(items, sizes)
+        try:
+            ref = self._functions.encode(fn)
+        except TaskNotSerializable as exc:
+            failed: Future[list[Any]] = Future()
+            failed.set_exception(exc)
+            return mapping.results(deque([failed]), lambda: None, timeout)
+        pending = deque(self._submit_chunk(fn, ref, flag, chunk) for chunk in itertools.islice(source, buffersize))
+
+        def more() -> Future[list[Any]] | None:
+            chunk = next(source, None)
+            return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk)
+
+        return mapping.results(pending, more, timeout)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; with ``wait`` return when all are settled and every process has gone."""
+        self._shut = True
+        self._broker.close(cancel=cancel_futures)
+        if wait:
+            self._broker.thread.join()
+
+    def terminate_workers(self) -> None:
+        """End all workers by SIGTERM; the executor is of no use afterwards."""
+        self._stop(terminate=True)
+
+    def kill_workers(self) -> None:
+        """End all workers by SIGKILL; the executor is of no use afterwards."""
+        self._stop(terminate=False)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit):
+            self.kill_workers()
+        self.shutdown()
+
+    def _submit_chunk(
+        self, fn: Callable[..., Any], ref: FunctionRef, flag: int, chunk: tuple[Any, ...]
+    ) -> Future[list[Any]]:
+        future: Future[list[Any]] = Future(self._broker, self._broker.new_task_id())
+        try:
+            self._broker.post(future, ref, encode_call(chunk, {}, self._functions.inherited), flag, fn)
+        except (TaskNotSerializable, SharedMemoryFull) as exc:
+            future.set_exception(exc)
+        return future
+
+    def _stop(self, *, terminate: bool) -> None:
+        self._shut = True
+        self._broker.abort(terminate=terminate)
+
+    def _refuse(self) -> None:
+        if self._broker.broken is not None:
+            raise type(self._broker.broken)(*self._broker.broken.args) from self._broker.broken.__cause__
+        if _interpreter_ends.is_set():
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+
+def _start(rows: int, method: str, members: MemberSettings, cores: int) -> Broker:
+    """Shared memory, nursery, workers and the broker's thread of one executor."""
+    board = Board.create(rows)
+    wake_fds = os.pipe()
+
+    def release() -> None:
+        board.close()
+        for fd in wake_fds:
+            os.close(fd)
+
+    try:
+        for fd in wake_fds:
+            os.set_blocking(fd, False)
+        for row in board.rows:
+            board.words[row.kind] = Kind.CPU
+        supervisor = Supervisor(board, method, members, wake_fds[1])
+    except BaseException:
+        release()
+        raise
+    broker = Broker(board, supervisor, wake_fds, cores, release)
+    _engines.add(broker)
+    broker.thread.start()
+    return broker
+
+
+def _at_interpreter_exit() -> None:
+    """Before threads are joined: end every executor; at once if an unhandled Ctrl-C ended the program."""
+    _interpreter_ends.set()
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    for broker in list(_engines):
+        if interrupted:
+            broker.abort()
+        else:
+            broker.close(cancel=False)
+        broker.thread.join()
+
+
+def _forget_parents_executors() -> None:
+    """In a forked child: the parent's executors are not the child's to use or to end."""
+    for broker in list(_engines):
+        broker.disown()
+    _engines.clear()
+
+
+threading._register_atexit(_at_interpreter_exit)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_forget_parents_executors)
+
+__all__ = ["Executor", "SerialExecutor"]

@@ -1,0 +1,76 @@
+"""``map``: how items are cut into chunks, and how results come back in order."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from repartir.future import Future
+
+_LARGEST_SHARE = 16
+_GUIDED_SHARE = 4
+
+Chunk = tuple[Any, ...]
+
+
+def check_arguments(chunksize: int | None, buffersize: int | None) -> None:
+    """Raise the standard library's exceptions for bad numbers."""
+    if chunksize is not None and chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+
+
+def guided_sizes(items: int, workers: int) -> Iterator[int]:
+    """Chunk sizes for ``items``: a share of what is left, so they shrink and all workers end at about one time."""
+    largest = max(1, items // (_LARGEST_SHARE * workers))
+    while items > 0:
+        size = min(largest, max(1, items // (_GUIDED_SHARE * workers)))
+        yield size
+        items -= size
+
+
+def chunks(items: Iterable[Any], sizes: Iterable[int]) -> Iterator[Chunk]:
+    """``items`` cut into tuples of these sizes."""
+    source = iter(items)
+    for size in sizes:
+        chunk = tuple(itertools.islice(source, size))
+        if not chunk:
+            return
+        yield chunk
+
+
+def results(
+    pending: deque[Future[list[Any]]], more: Callable[[], Future[list[Any]] | None], timeout: float | None
+) -> Iterator[Any]:
+    """Yield the items of each future's list in order; ``more`` makes the next future after each is used up.
+
+    The first exception, the time-out or the death of the iterator cancels what is pending.
+    """
+    until = None if timeout is None else timeout + time.monotonic()
+    return _results(pending, more, until)
+
+
+def _results(
+    pending: deque[Future[list[Any]]], more: Callable[[], Future[list[Any]] | None], until: float | None
+) -> Iterator[Any]:
+    try:
+        while pending:
+            future = pending[0]
+            values = future.result(None if until is None else until - time.monotonic())
+            pending.popleft()
+            del future
+            following = more()
+            if following is not None:
+                pending.append(following)
+            values.reverse()
+            while values:
+                yield values.pop()
+    finally:
+        for future in pending:
+            future.cancel()

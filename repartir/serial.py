@@ -1,0 +1,88 @@
+"""The same interface in this process: for debuggers, coverage and a serial baseline; and what a task may submit to."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+from repartir import mapping, worker
+from repartir.future import Future
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SerialExecutor(concurrent.futures.Executor):
+    """Runs every call at once, in the calling thread; nothing is pickled.
+
+    ``max_workers`` and the other arguments of ``Executor`` that concern processes do not exist here.
+    """
+
+    def __init__(self, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()) -> None:
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._shut = False
+        if initializer is not None:
+            initializer(*initargs)
+
+    def __repr__(self) -> str:
+        return f"<SerialExecutor{' shut down' if self._shut else ''}>"
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call ``fn`` now; the future that comes back is done."""
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+        try:
+            value = fn(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - the future carries all that a task raises
+            future.set_exception(exc)
+        else:
+            future.set_result(value)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Results of ``fn`` over the items in order, each computed when it is asked for."""
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        mapping.check_arguments(chunksize, buffersize)
+        items: Iterable[tuple[Any, ...]] = zip(*iterables, strict=False)
+        if buffersize is None:
+            items = list(items)
+        until = None if timeout is None else timeout + time.monotonic()
+        return self._each(fn, items, until)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; none is ever pending."""
+        self._shut = True
+
+    def _each(self, fn: Callable[..., T], items: Iterable[tuple[Any, ...]], until: float | None) -> Iterator[T]:
+        for args in items:
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError
+            yield fn(*args)
+
+
+def current_executor() -> SerialExecutor:
+    """In a task: an executor for calls of its own, which run in place.  Elsewhere: ``RuntimeError``."""
+    if worker.current() is None:
+        raise RuntimeError(
+            "current_executor() works in tasks only, and a pickled Executor means the current one: "
+            "outside a task make an Executor, or pass the one you have"
+        )
+    return _in_task
+
+
+_in_task = SerialExecutor()
