@@ -158,9 +158,10 @@ class Broker:
         if parts is not None:
             self._place_arguments(record, parts)
         self._inbox.append(record)
-        if len(self._inbox) < DEFER and len(self.ledger.records) >= self._backlog:
-            return
-        self._driven_at = time.monotonic()
+        if len(self.ledger.records) >= self._backlog:
+            if len(self._inbox) < DEFER:
+                return
+            self._driven_at = time.monotonic()
         self.pump()
 
     def _place_function(self, ref: FunctionRef) -> Handle:
@@ -243,7 +244,8 @@ class Broker:
         """Post the first ``count`` tasks of the inbox to lane ``at``; False if nothing more can be posted now."""
         inbox, lane, ledger = self._inbox, self.board.lanes[at], self.ledger
         entries, position = [], lane.tail
-        for record in itertools.islice(inbox, count):
+        for nth in range(count):
+            record = inbox[nth]
             if record.future._state != "PENDING" or record.lane >= 0 or type(record.block) is list:
                 break
             record.lane = at
@@ -484,7 +486,7 @@ class Broker:
             while not self._quitting:
                 self._rouse.clear()
                 self._keep_house()
-                if self._watch.acquire(blocking=False):
+                if time.monotonic() - self._driven_at > YIELD_S and self._watch.acquire(blocking=False):
                     self._broker_watches = True
                     try:
                         self._watch_once()
@@ -498,18 +500,8 @@ class Broker:
 
     def _watch_once(self) -> None:
         self._pump_surely()
-        if self._due or self._rouse.is_set() or self._finish_if_due():
-            return
-        if time.monotonic() - self._driven_at > YIELD_S:
+        if not (self._due or self._rouse.is_set() or self._finish_if_due()):
             self._park(None, self._poll_all)
-            if time.monotonic() - self._driven_at > YIELD_S:
-                return
-        self._broker_watches = False
-        self._watch.release()
-        try:
-            self._give_way()
-        finally:
-            self._watch.acquire()
 
     def _give_way(self) -> None:
         """Leave the watching to waiters until the last of them has been gone for a moment."""
@@ -718,7 +710,7 @@ class Broker:
         self.closing = True
         self._fail_all(self.broken or BrokenProcessPool("the executor has ended"))
         self._settle_due()
-        self._supervisor.reap()
+        self._supervisor.reap(kill=not self._quitting)
         self._supervisor.control.close()
         self._ended = True
         self._on_end()

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from .kinds import ALL, Kind
+from .kinds import ALL, SLOW_TO_START, Kind
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 Make = Callable[..., Executor]
@@ -26,13 +26,20 @@ CLOSE_LIMIT_S = 15.0
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kinds(*kinds): the executor kinds that a conformance test runs for")
+    config.addinivalue_line("markers", "every_start: runs for every start method in the fast suite too")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kind" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("kinds")
-        chosen = mark.args if mark else ALL
-        metafunc.parametrize("kind", chosen, indirect=True, scope="module", ids=[k.name for k in chosen])
+        own_executors = "ex" not in metafunc.fixturenames
+        every_start = metafunc.definition.get_closest_marker("every_start") is not None
+        slow = SLOW_TO_START if own_executors and not every_start else ()
+        parameters = [
+            pytest.param(kind, id=kind.name, marks=[pytest.mark.slow] if kind in slow else [])
+            for kind in (mark.args if mark else ALL)
+        ]
+        metafunc.parametrize("kind", parameters, indirect=True, scope="module")
 
 
 @contextmanager

@@ -69,6 +69,11 @@ FORK, SPAWN, FORKSERVER = Kind("fork"), Kind("spawn"), Kind("forkserver")
 SERIAL, CONTROL = Kind("serial"), Kind("control")
 ALL = (FORK, SPAWN, FORKSERVER, SERIAL, CONTROL)
 
+# Kinds whose tests with executors of their own are left to the slow suite: each costs a fresh interpreter,
+# and nothing but who starts it differs from `spawn`.
+SLOW_TO_START: tuple[Kind, ...] = (FORKSERVER,)
+every_start = pytest.mark.every_start
+
 processes = pytest.mark.kinds(FORK, SPAWN, FORKSERVER, CONTROL)
 workers = pytest.mark.kinds(FORK, SPAWN, FORKSERVER)
 ours = pytest.mark.kinds(FORK, SPAWN, FORKSERVER, SERIAL)

@@ -14,7 +14,7 @@ import pytest
 
 from . import tasks
 from .conftest import Make
-from .kinds import Kind, only_fork, processes, workers
+from .kinds import Kind, every_start, only_fork, processes, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 
@@ -74,6 +74,7 @@ def test_positional_order_is_the_stdlibs(kind: Kind) -> None:
 
 
 class TestInitializer:
+    @every_start
     @processes
     def test_runs_in_every_worker_before_its_first_task(
         self, make: Make, bell: BellKeeper, gate: GateKeeper
@@ -107,6 +108,7 @@ def _initialised_pid(bell: Any, gate: Any) -> tuple[int, list[Any]]:
 class TestMaxTasksPerChild:
     """The stdlib refuses it with fork; here it works with every start method."""
 
+    @every_start
     @workers
     def test_a_worker_ends_after_so_many_tasks(self, make: Make) -> None:
         with make(1, max_tasks_per_child=3) as ex:

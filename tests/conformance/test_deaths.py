@@ -12,7 +12,7 @@ import pytest
 
 from . import tasks
 from .conftest import Make
-from .kinds import control_only, processes, workers
+from .kinds import control_only, every_start, processes, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper, wait_for_end
 
 
@@ -66,6 +66,7 @@ def test_os_exit_names_its_code(fresh: Executor, code: int) -> None:
     assert fresh.submit(pow, 2, 5).result(LIMIT_S) == 32
 
 
+@every_start
 @workers
 def test_all_others_finish(fresh: Executor) -> None:
     before = [fresh.submit(pow, n, 2) for n in range(100)]
@@ -180,6 +181,7 @@ def error_of_submit(ex: Executor) -> BaseException | None:
 
 
 class TestInitializer:
+    @every_start
     @processes
     def test_a_failing_one_breaks_the_pool(self, make: Make) -> None:
         ex = make(2, initializer=tasks.initialise_badly)

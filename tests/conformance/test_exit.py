@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .kinds import Kind, ours, processes
+from .kinds import Kind, every_start, ours, processes
 from .scripts import run_script
 
 
+@every_start
 @processes
 def test_pending_work_is_done_before_the_interpreter_ends(kind: Kind, tmp_path: Path) -> None:
     log = tmp_path / "log"
@@ -87,6 +88,7 @@ def test_a_submit_in_atexit_is_refused(kind: Kind, tmp_path: Path) -> None:
     assert ended.lines[0].startswith("cannot schedule new futures after")
 
 
+@every_start
 @processes
 def test_text_printed_before_and_in_tasks_appears_once(kind: Kind, tmp_path: Path) -> None:
     """What stood unflushed in the client's buffer when it forked is not printed by its children too."""
@@ -109,6 +111,7 @@ def test_text_printed_before_and_in_tasks_appears_once(kind: Kind, tmp_path: Pat
     assert ended.stdout.count("end") == 1
 
 
+@every_start
 @ours
 def test_the_main_module_is_never_imported_again(kind: Kind, tmp_path: Path) -> None:
     """No guard, an executor used at the top of `__main__`, no shutdown: with every start method."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .kinds import FORK, Kind, control_only, workers
+from .kinds import FORK, Kind, control_only, every_start, workers
 from .scripts import descendants, run_script, started, survivors
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
@@ -61,6 +61,7 @@ def end_of(process: subprocess.Popen[str]) -> tuple[float, str, str]:
     return time.monotonic() - began, stdout, stderr
 
 
+@every_start
 @workers
 @pytest.mark.parametrize("source", [SUBMITS, MAPS], ids=["submits", "map"])
 def test_ctrl_c_ends_the_program(
@@ -98,6 +99,7 @@ def test_ctrl_c_in_a_notebook_leaves_the_executor_usable(
     assert len(bell.hear_all()) == 0
 
 
+@every_start
 @workers
 @pytest.mark.parametrize("idle", [True, False], ids=["idle", "busy"])
 def test_kill_9_of_the_client(

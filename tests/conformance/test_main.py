@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .kinds import FORK, Kind, ours, processes, workers
+from .kinds import FORK, Kind, every_start, ours, processes, workers
 from .main_functions import EXPECTED, SOURCE
 from .scripts import run_script
 
@@ -23,6 +23,7 @@ def report(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ob
     return found
 
 
+@every_start
 @ours
 @pytest.mark.parametrize("check", EXPECTED)
 def test_main(report: dict[str, object], kind: Kind, check: str) -> None:

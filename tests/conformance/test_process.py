@@ -11,7 +11,7 @@ from typing import Any
 
 from . import tasks
 from .conftest import Make
-from .kinds import Kind, only_fork, processes, workers
+from .kinds import Kind, every_start, only_fork, processes, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper, wait_for_end
 
 NAME_PREFIXES = {"fork": "ForkProcess-", "spawn": "SpawnProcess-", "forkserver": "ForkServerProcess-"}
@@ -32,6 +32,7 @@ def _describe_process(bell: Any, gate: Any) -> dict[str, Any]:
     }
 
 
+@every_start
 @processes
 def test_names_and_parents(make: Make, kind: Kind, bell: BellKeeper, gate: GateKeeper) -> None:
     ex = make(2)

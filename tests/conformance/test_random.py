@@ -10,7 +10,7 @@ import pytest
 
 from . import tasks
 from .conftest import Make
-from .kinds import control_only, processes, workers
+from .kinds import control_only, every_start, processes, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 Draws = list[tuple[int, float, float]]
@@ -44,6 +44,7 @@ def test_random_differs_between_workers_and_client(make: Make, bell: BellKeeper,
     assert len({value for _, value, _ in draws} | {random.random()}) == 3
 
 
+@every_start
 @workers
 def test_numpy_random_differs_between_workers_and_client(
     make: Make, bell: BellKeeper, gate: GateKeeper

@@ -14,7 +14,7 @@ import pytest
 
 from . import tasks
 from .conftest import Make
-from .kinds import Kind, processes, workers
+from .kinds import Kind, every_start, processes, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper, wait_for_end
 
 AFTER_SHUTDOWN = r"^cannot schedule new futures after shutdown$"
@@ -32,6 +32,7 @@ def outcome(future: Future[Any]) -> object:
         return "cancelled"
 
 
+@every_start
 def test_with_waits_for_all(make: Make) -> None:
     with make(2) as ex:
         futures = [ex.submit(pow, n, 2) for n in range(100)]
@@ -52,6 +53,7 @@ def test_with_waits_also_after_an_exception(make: Make) -> None:
     assert [f.result(0) for f in futures] == [n * n for n in range(50)]
 
 
+@every_start
 def test_submit_after_shutdown(make: Make) -> None:
     ex = make(2)
     ex.submit(pow, 2, 2).result(LIMIT_S)
@@ -100,6 +102,7 @@ def test_results_stay_after_shutdown(make: Make) -> None:
         bad.result(0)
 
 
+@every_start
 @processes
 def test_workers_are_gone_after_shutdown(make: Make) -> None:
     ex = make(2)
@@ -175,6 +178,7 @@ def test_wait_sees_what_shutdown_cancelled(make: Make, bell: BellKeeper, gate: G
     assert not wait(futures, timeout=LIMIT_S).not_done
 
 
+@every_start
 @processes
 def test_a_collected_executor_lets_its_work_end(make: Make, bell: BellKeeper, gate: GateKeeper) -> None:
     ex = make(2)

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import tasks
 from .conftest import Make
-from .kinds import Kind, processes
+from .kinds import Kind, every_start, processes
 from .scripts import run_script
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
@@ -28,6 +28,7 @@ def in_threads(count: int, function: Callable[[int], Any]) -> list[Any]:
         return list(threads.map(body, range(count), timeout=2 * LIMIT_S))
 
 
+@every_start
 def test_first_submit_from_several_threads_at_once(make: Make) -> None:
     with make(2) as ex:
         assert in_threads(8, lambda n: ex.submit(pow, n, 2).result(LIMIT_S)) == [n * n for n in range(8)]
