@@ -538,8 +538,11 @@ class Broker:
     def _keep_house(self) -> None:
         if self._reports_due or self._starting or self._aborting or self.closing:
             self._reports_due = False
-            for report in self._supervisor.reports():
+            reports = self._supervisor.reports()
+            for report in reports:
                 self._hear(report)
+            if reports:
+                self._poke()  # a waiter that drives listens for reports again
         if self._starting:
             self._check_start()
         if self.broken is not None and not self._aborting:
@@ -710,6 +713,7 @@ class Broker:
         self.closing = True
         self._fail_all(self.broken or BrokenProcessPool("the executor has ended"))
         self._settle_due()
+        self._poke()
         self._supervisor.reap(kill=not self._quitting)
         self._supervisor.control.close()
         self._ended = True

@@ -14,8 +14,10 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_NUMPY_LOCK_S = 0.2
 
 
 @contextlib.contextmanager
@@ -25,7 +27,7 @@ def quiet_parent() -> Iterator[None]:
         with contextlib.suppress(AttributeError, ValueError, OSError):
             stream.flush()
     lock = _numpy_random_lock()
-    held = lock is not None and lock.acquire(timeout=5)
+    held = lock is not None and lock.acquire(timeout=_NUMPY_LOCK_S)
     try:
         yield
     finally:
@@ -42,6 +44,7 @@ def leave_parent_behind() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _forget_half_imports()
+    _free_numpy_random()
     asyncio_events = sys.modules.get("asyncio.events")
     if asyncio_events is not None:
         asyncio_events._set_running_loop(None)
@@ -78,8 +81,24 @@ def _forget_half_imports() -> None:
     bootstrap._blocking_on.clear()  # type: ignore[attr-defined]
 
 
-def _numpy_random_lock() -> contextlib.AbstractContextManager[bool] | None:
+def _numpy_random_lock() -> Any:
     mtrand = sys.modules.get("numpy.random.mtrand")
-    if mtrand is None:
-        return None
-    return mtrand._rand._bit_generator.lock  # type: ignore[no-any-return]
+    return None if mtrand is None else mtrand._rand._bit_generator.lock
+
+
+def _free_numpy_random() -> None:
+    """Where a thread of the parent held numpy's global generator for long, its lock will never be let go: replace both."""
+    lock = _numpy_random_lock()
+    if lock is None:
+        return
+    if lock.acquire(timeout=0):
+        lock.release()
+        return
+    numpy_random = sys.modules["numpy.random"]
+    mtrand = sys.modules["numpy.random.mtrand"]
+    old, new = mtrand._rand, numpy_random.RandomState()
+    mtrand._rand = new
+    for module in (numpy_random, mtrand):
+        for name, value in list(vars(module).items()):
+            if getattr(value, "__self__", None) is old:
+                setattr(module, name, getattr(new, value.__name__))

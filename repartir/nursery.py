@@ -61,6 +61,8 @@ class Nursery:
         self._quitting = False
         self._wake_r, self._wake_w = os.pipe()
         self._client_fd = -1
+        # Members hold the reading end, the nursery alone the other: `multiprocessing.parent_process()` watches it.
+        self._life_r, self._life_w = os.pipe()
 
     def serve(self) -> None:
         """Fork a member for each row, then serve commands until told to quit and all members are gone."""
@@ -157,12 +159,12 @@ class Nursery:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(os.getppid())
-            for fd in (self._wake_r, self._wake_w, self._client_fd):
+            for fd in (self._wake_r, self._wake_w, self._life_w, self._client_fd):
                 if fd >= 0:
                     os.close(fd)
             self._control.close()
             reseed()
-            code = process._bootstrap()  # type: ignore[attr-defined]
+            code = process._bootstrap(parent_sentinel=self._life_r)  # type: ignore[attr-defined]
         except BaseException:
             traceback.print_exc()
         finally:

@@ -163,7 +163,7 @@ class Supervisor:
         fds = [theirs.fileno(), self._wake_fd, *self._board.descriptors()]
         command = fresh_command(fds)
         start = FreshStart.of_this_process(self._start_method, self._members)
-        self.nursery_pid = spawnv_passfds(command[0], command, fds)
+        self.nursery_pid = spawnv_passfds(os.fsencode(command[0]), command, fds)
         start.send(self.control)
 
     def _send(self, operation: Operation, row: int) -> None:

@@ -14,7 +14,7 @@ from repartir.shm import layout
 from repartir.shm.arena import Arena, arena_limit
 from repartir.shm.deque import TaskDeque
 from repartir.shm.layout import WORD, RingLayout
-from repartir.shm.lock import LockFactory, robust_mutex_works
+from repartir.shm.lock import Lock, LockFactory, nothing_to_repair, robust_mutex_works
 from repartir.shm.outbox import Outbox
 from repartir.shm.parking import ParkingLot, Semaphore
 from repartir.shm.segment import Segment, open_unlinked, shm_dir
@@ -113,12 +113,14 @@ class Board:
         return fds if self.lock_fd is None else [*fds, self.lock_fd]
 
     def close(self) -> None:
-        """Close the descriptors; the mappings go with their last view."""
+        """Close the descriptors and let go of the memory; the board is of no use afterwards."""
         for segment in self.segments:
             segment.close()
         if self.lock_fd is not None:
             os.close(self.lock_fd)
-            self.lock_fd = None
+        for lock in self._locks():
+            lock.repair = nothing_to_repair  # it led back to the structure: a cycle
+        vars(self).clear()
 
     def reset_row(self, index: int) -> None:
         """Make a dead member's row ready for its successor.  Its lane keeps its tasks."""
@@ -147,13 +149,13 @@ class Board:
     def set_client_parked(self, parked: bool) -> None:
         self.words[layout.H_CLIENT_PARKED] = parked
 
+    def _locks(self) -> list[Lock]:
+        deques = (*self.lanes, *self.spawns)
+        holders = (self.arena, *deques, *self.outboxes)
+        return [self._parking_lock, *(holder.lock for holder in holders)]
+
     def _format(self) -> None:
-        for lock in (
-            self._parking_lock,
-            self.arena.lock,
-            *(deque.lock for deque in (*self.lanes, *self.spawns)),
-            *(outbox.lock for outbox in self.outboxes),
-        ):
+        for lock in self._locks():
             lock.create()
         for semaphore in self.semaphores:
             semaphore.create()

@@ -55,8 +55,8 @@ class Lock(Protocol):
     def create(self) -> None: ...
 
 
-def _nothing_to_repair() -> None:
-    return None
+def nothing_to_repair() -> None:
+    """For structures whose every commit is one store."""
 
 
 class _Timespec(ctypes.Structure):
@@ -83,7 +83,7 @@ class PthreadLock:
         self._pointer = segment.pointer(offset)
         self.try_acquire: Callable[[], int] = functools.partial(library.pthread_mutex_trylock, self._pointer)
         self.release: Callable[[], int] = functools.partial(library.pthread_mutex_unlock, self._pointer)
-        self.repair = _nothing_to_repair
+        self.repair = nothing_to_repair
 
     def create(self) -> None:
         """Initialise the mutex; done once, by the segment's maker."""
@@ -140,7 +140,7 @@ class FcntlLock:
         self._dirty = dirty
         self._inside = threading.RLock()
         self._held = False
-        self.repair = _nothing_to_repair
+        self.repair = nothing_to_repair
 
     def create(self) -> None:
         self._words[self._dirty] = 0
