@@ -56,6 +56,7 @@ DEFER = 64
 """Under backlog so many submits are posted together."""
 _START_CHECK_S = 1.0
 
+
 class Bell:
     """An event that finalizers and signal handlers may set, since ``SimpleQueue.put`` takes no lock that they could hold."""
 
@@ -106,7 +107,9 @@ class Broker:
         self.closing = False
         self.lost = 0
         self._supervisor = supervisor
-        self._wake_r, self._wake_w = wake_fds
+        self._wake_r = wake_fds[0]
+        # A file object, since closing it is atomic: a finalizer never writes to a descriptor that is another's by now.
+        self._wake_w = open(wake_fds[1], "wb", buffering=0)  # noqa: SIM115
         self._cores = cores
         self._on_end = on_end
         self._members = len(board.rows)
@@ -145,7 +148,7 @@ class Broker:
         self, future: TaskFuture, ref: FunctionRef, call: bytes | Encoded, flags: int, name: object
     ) -> None:
         """Commit a task by one append, then post it, or leave that to whoever is at work already."""
-        block = ref.block
+        block: Any = ref.block
         if block is None:
             block = self._place_function(ref)
         payload: Any = FUNCTION.pack(ref.key, block.pack())
@@ -166,12 +169,12 @@ class Broker:
 
     def _place_function(self, ref: FunctionRef) -> Handle:
         blob = ref.blob
-        parts = [blob] if isinstance(blob, bytes) else [blob.meta, *blob.buffers]
+        parts: list[Any] = [blob] if isinstance(blob, bytes) else [blob.meta, *blob.buffers]
         handle = self.board.arena.store(parts, FUNCTION_OWNER)
         if handle is None:
             raise _full(sum(len(part) for part in parts))
         ref.block = handle
-        weakref.finalize(ref, self._garbage.append, handle).atexit = False  # type: ignore[misc]
+        weakref.finalize(ref, self._garbage.append, handle).atexit = False
         return handle
 
     def _place_arguments(self, record: TaskRecord, parts: list[Any]) -> None:
@@ -370,7 +373,7 @@ class Broker:
         while not future.done():
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
-                return
+                return None
             if future._made_condition is not None:
                 self._hand_over()
                 future.wait_on_condition(left)
@@ -467,10 +470,8 @@ class Broker:
 
     def _poke(self) -> None:
         """Wake the watcher."""
-        try:
-            os.write(self._wake_w, b"\0")
-        except BlockingIOError:
-            pass  # it is full of wakes already
+        with contextlib.suppress(ValueError):  # closed: nobody watches any more
+            self._wake_w.write(b"\0")  # None when it is full of wakes already
 
     def _hand_over(self) -> None:
         """The broker's thread is to do its part now."""
@@ -568,7 +569,9 @@ class Broker:
         board, at = self.board, exited.row
         row = board.rows[at]
         if exited.pid == 0:
-            self.broken = self.broken or BrokenProcessPool(f"cannot fork a worker: {os.strerror(exited.status)}")
+            self.broken = self.broken or BrokenProcessPool(
+                f"cannot fork a worker: {os.strerror(exited.status)}"
+            )
             return
         self._drain_row(at)
         board.lock_and_unlock_all()
@@ -648,7 +651,9 @@ class Broker:
                 if record.lane < 0 or not self.board.lanes[record.lane].remove(record.position, record.word):
                     return False
                 self._forget(record, TaskEvent.CANCEL)
-            return future.mark_cancelled()
+            marked = future.mark_cancelled()
+        self._poke()
+        return marked
 
     def counts(self) -> tuple[int, int]:
         """Tasks that run now, and tasks that wait."""
@@ -665,12 +670,16 @@ class Broker:
     def disown(self) -> None:
         """In a forked child: nothing of this broker works here."""
         self._ended = True
-        self.broken = BrokenProcessPool("this executor belongs to the parent process; make one of your own after os.fork")
+        self.broken = BrokenProcessPool(
+            "this executor belongs to the parent process; make one of your own after os.fork"
+        )
 
     def is_running(self, future: TaskFuture) -> bool:
         """Whether a member has taken the task of ``future``."""
         record = self.ledger.records.get(future.task_id)
-        return record is not None and record.lane >= 0 and self.board.lanes[record.lane].taken(record.position)
+        return (
+            record is not None and record.lane >= 0 and self.board.lanes[record.lane].taken(record.position)
+        )
 
     def close(self, *, cancel: bool) -> None:
         """No task comes any more: end when all are settled."""
@@ -681,6 +690,7 @@ class Broker:
             for record in [*self._inbox, *self.ledger.records.values()]:
                 record.future.cancel()
         self._hand_over()
+        self._poke()
 
     def abort(self, error: BrokenProcessPool | None = None, *, terminate: bool = False) -> None:
         """Kill all members; tasks that they had begun fail, all others are cancelled (or fail with ``error``)."""
@@ -699,6 +709,7 @@ class Broker:
             self._supervisor.kill(EVERY_ROW)
         self._supervisor.quit()
         self._hand_over()
+        self._poke()
 
     def _finish_if_due(self) -> bool:
         """Tell members and nursery to end once nothing is left to do."""
@@ -717,6 +728,8 @@ class Broker:
         self._supervisor.reap(kill=not self._quitting)
         self._supervisor.control.close()
         self._ended = True
+        os.close(self._wake_r)
+        self._wake_w.close()
         self._on_end()
 
 
@@ -729,14 +742,20 @@ def _full(size: int) -> SharedMemoryFull:
 
 def _died(record: TaskRecord, code: int, *, poison: bool) -> WorkerDied:
     how = describe_exit(code)
+    name = getattr(record.name, "__qualname__", None) or repr(record.name)
+    ended: dict[str, Any] = {
+        "exit_code": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+        "task": name,
+    }
     if poison:
-        text = f"{MAX_REPOSTS + 1} workers in a row died before they could begin task {record.name!r} (last: {how})"
-        return PoisonTask(text, exit_code=code, task=record.name)
+        text = f"{MAX_REPOSTS + 1} workers in a row died before they could begin task {name!r} (last: {how})"
+        return PoisonTask(text, **ended)
     text = (
-        f"the worker that ran task {record.name!r} died ({how}). The task may have run in part; "
+        f"the worker that ran task {name!r} died ({how}). The task may have run in part; "
         "other tasks are not affected."
     )
-    return WorkerDied(text, exit_code=code, task=record.name)
+    return WorkerDied(text, **ended)
 
 
 __all__ = ["Broker", "InternalError"]

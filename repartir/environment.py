@@ -50,7 +50,9 @@ def choose_start_method(mp_context: Any) -> str:
         return "fork"
     if reason not in _told:
         _told.add(reason)
-        _log.warning("workers start from a fresh interpreter (forkserver), because this process holds %s", reason)
+        _log.warning(
+            "workers start from a fresh interpreter (forkserver), because this process holds %s", reason
+        )
     return "forkserver"
 
 

@@ -145,7 +145,9 @@ class Executor(concurrent.futures.Executor):
             failed: Future[list[Any]] = Future()
             failed.set_exception(exc)
             return mapping.results(deque([failed]), lambda: None, timeout)
-        pending = deque(self._submit_chunk(fn, ref, flag, chunk) for chunk in itertools.islice(source, buffersize))
+        pending = deque(
+            self._submit_chunk(fn, ref, flag, chunk) for chunk in itertools.islice(source, buffersize)
+        )
 
         def more() -> Future[list[Any]] | None:
             chunk = next(source, None)
@@ -200,11 +202,6 @@ def _start(rows: int, method: str, members: MemberSettings, cores: int) -> Broke
     board = Board.create(rows)
     wake_fds = os.pipe()
 
-    def release() -> None:
-        board.close()
-        for fd in wake_fds:
-            os.close(fd)
-
     try:
         for fd in wake_fds:
             os.set_blocking(fd, False)
@@ -212,9 +209,11 @@ def _start(rows: int, method: str, members: MemberSettings, cores: int) -> Broke
             board.words[row.kind] = Kind.CPU
         supervisor = Supervisor(board, method, members, wake_fds[1])
     except BaseException:
-        release()
+        board.close()
+        for fd in wake_fds:
+            os.close(fd)
         raise
-    broker = Broker(board, supervisor, wake_fds, cores, release)
+    broker = Broker(board, supervisor, wake_fds, cores, board.close)
     _engines.add(broker)
     broker.thread.start()
     return broker

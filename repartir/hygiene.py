@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -21,18 +21,25 @@ _NUMPY_LOCK_S = 0.2
 
 
 @contextlib.contextmanager
-def quiet_parent() -> Iterator[None]:
-    """In the parent, around the fork: nothing buffered in stdio, and numpy's random generator between two draws."""
+def quiet_parent() -> Iterator[Callable[[], None]]:
+    """In the parent, around the fork: nothing buffered in stdio, and numpy's random generator between two draws.
+
+    Gives what the child is to call first, since the ``with`` block ends in the parent alone.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):
             stream.flush()
     lock = _numpy_random_lock()
     held = lock is not None and lock.acquire(timeout=_NUMPY_LOCK_S)
     try:
-        yield
+        yield lock.release if held else _nothing_held
     finally:
         if held:
             lock.release()
+
+
+def _nothing_held() -> None:
+    return None
 
 
 def leave_parent_behind() -> None:
@@ -95,7 +102,7 @@ def _free_numpy_random() -> None:
         lock.release()
         return
     numpy_random = sys.modules["numpy.random"]
-    mtrand = sys.modules["numpy.random.mtrand"]
+    mtrand: Any = sys.modules["numpy.random.mtrand"]
     old, new = mtrand._rand, numpy_random.RandomState()
     mtrand._rand = new
     for module in (numpy_random, mtrand):

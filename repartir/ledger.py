@@ -25,7 +25,19 @@ class Record(Generic[F]):
     function's reference); ``block`` is the arena block of its arguments, if it has one.
     """
 
-    __slots__ = ("attempt", "block", "flags", "future", "keep", "lane", "name", "payload", "position", "state", "task_id")
+    __slots__ = (
+        "attempt",
+        "block",
+        "flags",
+        "future",
+        "keep",
+        "lane",
+        "name",
+        "payload",
+        "position",
+        "state",
+        "task_id",
+    )
 
     def __init__(self, task_id: int, future: F, payload: Any, flags: int, keep: Any, name: object) -> None:
         self.task_id = task_id

@@ -19,7 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from repartir.codec import decode, encode_value
 from repartir.hygiene import die_with_parent, leave_parent_behind, reseed
@@ -204,7 +204,7 @@ class FreshStart:
 
     def send(self, control: socket.socket) -> None:
         encoded = encode_value(self, what="the initializer")
-        parts = [encoded] if isinstance(encoded, bytes) else [encoded.meta, *encoded.buffers]
+        parts: list[Any] = [encoded] if isinstance(encoded, bytes) else [encoded.meta, *encoded.buffers]
         control.sendall(_LENGTH.pack(len(parts)))
         for part in parts:
             control.sendall(_LENGTH.pack(len(part)))
@@ -212,7 +212,9 @@ class FreshStart:
 
     @staticmethod
     def receive(control: socket.socket) -> FreshStart:
-        meta, *buffers = [_receive(control, _receive_length(control)) for _ in range(_receive_length(control))]
+        meta, *buffers = [
+            _receive(control, _receive_length(control)) for _ in range(_receive_length(control))
+        ]
         start = decode(meta, buffers)
         assert isinstance(start, FreshStart)
         return start

@@ -20,7 +20,9 @@ class SerialExecutor(concurrent.futures.Executor):
     ``max_workers`` and the other arguments of ``Executor`` that concern processes do not exist here.
     """
 
-    def __init__(self, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
+    ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._shut = False
@@ -68,7 +70,9 @@ class SerialExecutor(concurrent.futures.Executor):
         """Take no more calls; none is ever pending."""
         self._shut = True
 
-    def _each(self, fn: Callable[..., T], items: Iterable[tuple[Any, ...]], until: float | None) -> Iterator[T]:
+    def _each(
+        self, fn: Callable[..., T], items: Iterable[tuple[Any, ...]], until: float | None
+    ) -> Iterator[T]:
         for args in items:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError

@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repartir.hygiene import quiet_parent
-from repartir.nursery import COMMAND, EVERY_ROW, REPORT, FreshStart, NurserySettings, Operation, fresh_command, run_forked
+from repartir.nursery import (
+    COMMAND,
+    EVERY_ROW,
+    REPORT,
+    FreshStart,
+    NurserySettings,
+    Operation,
+    fresh_command,
+    run_forked,
+)
 from repartir.shm.board import Board, MemberState
 from repartir.worker import MemberSettings, Worker
 
@@ -92,7 +101,9 @@ class Supervisor:
     def late_starters(self) -> list[int] | None:
         """Rows whose member hangs before it runs Python code of ours; None while some may still be on their way."""
         words, rows = self._board.words, self._board.rows
-        waiting = [row.index for row in rows if words[row.state] in (MemberState.ABSENT, MemberState.STARTING)]
+        waiting = [
+            row.index for row in rows if words[row.state] in (MemberState.ABSENT, MemberState.STARTING)
+        ]
         if not waiting:
             return []
         return waiting if time.monotonic() > self._deadline else None
@@ -146,11 +157,12 @@ class Supervisor:
         settings = NurserySettings(os.getpid(), self._start_method, run)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            with quiet_parent(), warnings.catch_warnings():
+            with quiet_parent() as let_go, warnings.catch_warnings():
                 # The child undoes what it inherits of threads: see hygiene.py.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
                 if pid == 0:
+                    let_go()
                     self.control.close()
                     run_forked(theirs, board, settings)
         finally:

@@ -132,8 +132,8 @@ class Worker:
                 args, kwargs = decode(meta, buffers)
             else:
                 args, kwargs = decode(payload[FUNCTION.size :], ())
-        except BaseException as exc:
-            return outcome.Error(exc, outcome.format_exception(exc))
+        except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
+            return outcome.caught(exc)
         if flags & CALL_MANY:
             return outcome.capture(call_many, (fn, args), {})
         if flags & CALL_EACH:
@@ -141,7 +141,7 @@ class Worker:
         return outcome.capture(fn, args, kwargs)
 
     def _store(self, body: bytes | Encoded, owner: int) -> Handle:
-        parts = [body] if isinstance(body, bytes) else [body.meta, *body.buffers]
+        parts: list[Any] = [body] if isinstance(body, bytes) else [body.meta, *body.buffers]
         while (handle := self._board.arena.store(parts, owner)) is None:
             self._wait_for_client()
         return handle
@@ -179,7 +179,10 @@ class Worker:
                         parking.wake()
                     return entry
             parking.announce(index)
-            if any(not deque.is_empty() for deque in (self._lane, self._spawn, *self._victims)) or board.closing:
+            if (
+                any(not deque.is_empty() for deque in (self._lane, self._spawn, *self._victims))
+                or board.closing
+            ):
                 parking.retract(index)
             elif not board.semaphores[index].wait(_PARK_S):
                 parking.retract(index)

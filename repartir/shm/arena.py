@@ -146,7 +146,8 @@ class Arena:
         if end != limit:
             raise InternalError(f"arena block of {limit} bytes with parts of {sizes} bytes")
         return [
-            bytearray(view[base + start : base + start + size]) for start, size in zip(starts, sizes, strict=True)
+            bytearray(view[base + start : base + start + size])
+            for start, size in zip(starts, sizes, strict=True)
         ]
 
     def free(self, handle: Handle) -> bool:

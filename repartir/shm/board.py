@@ -150,9 +150,8 @@ class Board:
         self.words[layout.H_CLIENT_PARKED] = parked
 
     def _locks(self) -> list[Lock]:
-        deques = (*self.lanes, *self.spawns)
-        holders = (self.arena, *deques, *self.outboxes)
-        return [self._parking_lock, *(holder.lock for holder in holders)]
+        deques = [deque.lock for deque in (*self.lanes, *self.spawns)]
+        return [self._parking_lock, self.arena.lock, *deques, *(outbox.lock for outbox in self.outboxes)]
 
     def _format(self) -> None:
         for lock in self._locks():
@@ -174,4 +173,3 @@ class Board:
         ring = self.segments[0]
         lock = make(base, base // WORD + layout.O_DIRTY_W)
         return Outbox(ring.words, ring.data, base, self.shape.outbox_bytes, lock)
-

@@ -180,9 +180,9 @@ class TaskDeque:
         head, tail = words[self._head], words[self._tail]
         if head == tail:
             return
-        ends = {words[self._slots + (position & self._mask) * SLOT_WORDS] for position in (head, tail - 1)} - {0}
+        ends = {
+            words[self._slots + (position & self._mask) * SLOT_WORDS] for position in (head, tail - 1)
+        } - {0}
         for claim in self._claims:
             if words[claim] in ends:
                 words[claim] = 0
-
-

@@ -58,7 +58,9 @@ A_CLASSES = 200
 BLOCK_HEADER_BYTES = 64
 B_OWNER, B_GENERATION, B_CLASS, B_NEXT = range(4)
 
-ANSWER, ANSWER_IN_BLOCK, MEMBER_READY, MEMBER_BROKEN = range(4)  # the status of an outbox record; IN_BLOCK: a handle
+ANSWER, ANSWER_IN_BLOCK, MEMBER_READY, MEMBER_BROKEN = range(
+    4
+)  # the status of an outbox record; IN_BLOCK: a handle
 
 ATTEMPT_BITS = 16
 ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1

@@ -18,7 +18,6 @@ from repartir.shm.segment import Segment
 from repartir.shm.words import Words
 
 
-
 class _Timespec(ctypes.Structure):
     _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 

@@ -58,7 +58,9 @@ def reserve(fd: int, offset: int, size: int) -> None:
             for start in range(offset, offset + size, len(step)):
                 os.pwrite(fd, step[: offset + size - start], start)
         except OSError as exc:
-            raise SharedMemoryFull(f"no room for {size:,} bytes of shared memory: {exc.strerror}. {_REMEDY}") from exc
+            raise SharedMemoryFull(
+                f"no room for {size:,} bytes of shared memory: {exc.strerror}. {_REMEDY}"
+            ) from exc
         return
     while True:
         try:
@@ -67,7 +69,9 @@ def reserve(fd: int, offset: int, size: int) -> None:
         except InterruptedError:
             continue
         except OSError as exc:
-            raise SharedMemoryFull(f"no room for {size:,} bytes of shared memory: {exc.strerror}. {_REMEDY}") from exc
+            raise SharedMemoryFull(
+                f"no room for {size:,} bytes of shared memory: {exc.strerror}. {_REMEDY}"
+            ) from exc
 
 
 class Segment:

@@ -84,6 +84,9 @@ def test_ctrl_c_ends_the_program(
     assert set(os.listdir("/dev/shm")) <= before
 
 
+@pytest.mark.skip(
+    reason="a running task cannot be stopped alone yet: it comes with Future.cancel(running=True)"
+)
 @workers
 def test_ctrl_c_in_a_notebook_leaves_the_executor_usable(
     kind: Kind, tmp_path: Path, bell: BellKeeper, gate: GateKeeper

@@ -96,4 +96,4 @@ def test_a_large_global_warns_once_and_names_it(kind: Kind, tmp_path: Path) -> N
     )
     assert (ended.returncode, ended.lines) == (0, ["[300000, 300000, 300000]"])
     assert ended.stderr.count("BIG") >= 1
-    assert "share" in ended.stderr
+    assert "before the executor is made" in ended.stderr

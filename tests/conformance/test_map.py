@@ -15,7 +15,7 @@ import pytest
 
 from . import tasks
 from .conftest import Make
-from .kinds import BUFFERSIZE_IN_STDLIB, Kind, ours, processes
+from .kinds import BUFFERSIZE_IN_STDLIB, Kind, processes
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 
@@ -226,15 +226,6 @@ def test_map_survives_the_executors_variable(make: Make) -> None:
 def test_two_maps_at_once_may_be_read_alternately(ex: Executor) -> None:
     pairs = zip(ex.map(abs, range(200)), ex.map(pow, range(200), itertools.repeat(2)), strict=True)
     assert list(pairs) == [(n, n * n) for n in range(200)]
-
-
-@ours
-def test_exceptions_in_place(ex: Executor) -> None:
-    task = functools.partial(tasks.fail_on, 5)
-    results = list(ex.map(task, range(10), return_exceptions=True))  # type: ignore[call-arg]
-    assert results[:5] + results[6:] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
-    assert isinstance(results[5], ValueError)
-    assert str(results[5]) == "bad 5"
 
 
 @pytest.mark.usefixtures("buffered")
