@@ -1,9 +1,12 @@
-"""Repartir: a drop-in ``concurrent.futures`` executor whose workers share memory and steal work from each other."""
+"""Repartir: a drop-in ``concurrent.futures`` executor whose workers share memory and steal from each other."""
 
-from repartir.errors import PoisonTask, RepartirError, SharedMemoryFull, TaskNotSerializable, WorkerDied
-from repartir.executor import Executor
-from repartir.future import Future
-from repartir.serial import SerialExecutor, current_executor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repartir.errors import PoisonTask, RepartirError, SharedMemoryFull, TaskNotSerializable, WorkerDied
+    from repartir.executor import Executor
+    from repartir.future import Future
+    from repartir.serial import SerialExecutor, current_executor
 
 __version__ = "0.1.0"
 
@@ -19,3 +22,21 @@ __all__ = [
     "__version__",
     "current_executor",
 ]
+
+_HOMES = {
+    "Executor": "executor",
+    "Future": "future",
+    "SerialExecutor": "serial",
+    "current_executor": "serial",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name when it is first used, so that ``repartir --version`` does not load everything."""
+    if name not in __all__:
+        raise AttributeError(f"module 'repartir' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"repartir.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value

@@ -109,7 +109,7 @@ class Broker:
         self._supervisor = supervisor
         self._wake_r = wake_fds[0]
         # A file object, since closing it is atomic: a finalizer never writes to a descriptor that is another's by now.
-        self._wake_w = open(wake_fds[1], "wb", buffering=0)  # noqa: SIM115
+        self._wake_w = open(wake_fds[1], "wb", buffering=0)
         self._cores = cores
         self._on_end = on_end
         self._members = len(board.rows)

@@ -167,7 +167,7 @@ class Future(concurrent.futures.Future[T]):
             callback = callbacks.pop(0)
             try:
                 callback(self)
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged, as the standard library does
                 LOGGER.exception("exception calling callback for %r", self)
 
     def set_result(self, result: T) -> None:

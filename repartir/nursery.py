@@ -1,7 +1,7 @@
 """The process that forks the members: single-threaded, so that no member is ever forked from a process with threads.
 
-It is made together with the executor, forked from the client or started as a fresh interpreter, forks a member for every row,
-reports exits, forks successors when it is told to, and, when the client dies, kills all members and ends.
+It is made together with the executor, forked from the client or started as a fresh interpreter, forks a member
+for every row, reports exits, forks successors when it is told to, and, when the client dies, kills all members and ends.
 
 Commands and reports are fixed-size messages on a socket pair: ``COMMAND`` (operation, row) from the client, ``REPORT``
 (row, pid, wait status) from the nursery.
@@ -165,7 +165,7 @@ class Nursery:
             self._control.close()
             reseed()
             code = process._bootstrap(parent_sentinel=self._life_r)  # type: ignore[attr-defined]
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - this process ends here
             traceback.print_exc()
         finally:
             os._exit(code)
@@ -178,7 +178,7 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
         leave_parent_behind()
         Nursery(control, board, settings).serve()
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - this process ends here
         traceback.print_exc()
     finally:
         sys.stderr.flush()

@@ -22,7 +22,7 @@ REFRESH_S = 0.1
 
 def run(*, quick: bool, workers: int | None, seed: int, as_json: bool) -> int:
     """Run and print; 0 when both ways gave the same bits, else 1."""
-    outcome = compare(QUICK if quick else FULL, lambda: Executor(workers, initializer=_one_blas_thread), seed)
+    outcome = compare(QUICK if quick else FULL, lambda: Executor(workers, initializer=one_blas_thread), seed)
     if as_json:
         print(to_json(outcome))
     else:
@@ -53,7 +53,7 @@ def timed(
     return Timing(time.perf_counter() - start, digest(results), workers, threads), results
 
 
-def _one_blas_thread() -> None:
+def one_blas_thread() -> None:
     """For each worker, so that the processes do not share the cores with threads of their own."""
     threadpool_limits(limits=1)
 

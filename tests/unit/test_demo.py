@@ -243,9 +243,9 @@ def test_the_json_has_every_candidate_and_strike(results: list[object]) -> None:
 
 
 def test_serial_and_pool_are_compared_with_one_blas_thread_each() -> None:
-    from repartir.demo.run import Executor, compare
+    from repartir.demo.run import Executor, compare, one_blas_thread
 
-    found = compare(TINY, lambda: Executor(2, threads_per_worker=1), 7)
+    found = compare(TINY, lambda: Executor(2, initializer=one_blas_thread), 7)
     assert found.same_numbers
     assert found.serial.blas_threads == found.pool.blas_threads == 1
     assert (found.serial.workers, found.pool.workers) == (1, 2)

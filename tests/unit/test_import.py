@@ -44,7 +44,6 @@ def test_import_loads_nothing_heavy(tmp_path: Path) -> None:
         """
         import sys
         import repartir
-        assert "numpy" in sys.modules
         print(*sorted(set(sys.argv[1:]) & sys.modules.keys()))
         """,
         *HEAVY,

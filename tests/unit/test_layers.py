@@ -26,10 +26,10 @@ LAYERS = f"""
     portable outcome
     future
     command
-    hygiene worker nursery
+    hygiene environment worker nursery
     states ledger
     supervisor broker
-    mapping executor serial
+    mapping serial executor
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
