@@ -470,7 +470,7 @@ class Broker:
 
     def _poke(self) -> None:
         """Wake the watcher."""
-        with contextlib.suppress(ValueError):  # closed: nobody watches any more
+        with contextlib.suppress(ValueError, OSError):  # closed (just now): nobody watches any more
             self._wake_w.write(b"\0")  # None when it is full of wakes already
 
     def _hand_over(self) -> None:

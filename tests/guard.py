@@ -152,7 +152,10 @@ def settle(before: Snapshot, timeout_s: float) -> list[str]:
 def kill_new_processes(before: Snapshot) -> None:
     """End what a test left running, so that it disturbs no later test."""
     spared = {process.pid for process in before.processes} | _servers()[0]
-    while left := [process.pid for process in _descendants(os.getpid()) if process.pid not in spared]:
+    for _ in range(100):  # an executor of wider scope replaces its workers as long as it lives
+        left = [process.pid for process in _descendants(os.getpid()) if process.pid not in spared]
+        if not left:
+            return
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)
