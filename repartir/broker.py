@@ -128,6 +128,7 @@ class Broker:
         self._reports_due = False
         self._early_deaths = [0] * self._members
         self._ready = [False] * self._members
+        self._stuck = False
         self._starting = True
         self._aborting = False
         self._quitting = False
@@ -200,7 +201,7 @@ class Broker:
                 drained = self._drain()
                 if drained and self._inbox:
                     self._flush()
-                stuck = bool(self._inbox)
+                stuck = self._stuck
             finally:
                 if mutex._is_owned():  # type: ignore[attr-defined]
                     mutex.release()
@@ -214,6 +215,7 @@ class Broker:
         sees from the deque's tail whether an interrupted attempt was committed.
         """
         inbox = self._inbox
+        self._stuck = False
         while inbox:
             lanes = self.board.lanes
             waiting = len(inbox)
@@ -224,9 +226,8 @@ class Broker:
                 at = min(range(self._members), key=lambda row: lanes[row].size_hint())
                 share = -(-waiting // self._members)
             room = lanes[at].room()
-            if not room:
-                return
-            if not self._fill(at, min(share, room, 256)):
+            if not room or not self._fill(at, min(share, room, 256)):
+                self._stuck = True
                 return
 
     def _best_lane(self) -> int:
@@ -454,7 +455,7 @@ class Broker:
             for row, outbox in zip(board.rows, board.outboxes, strict=True):
                 if outbox.has_news_for_sure() or board.words[row.blocked]:
                     return
-            if self._rouse.is_set():
+            if self._rouse.is_set() or (self._inbox and not self._stuck):
                 return
             ready = poll.poll(None if timeout is None else max(0.0, timeout * 1000))
             for fd, _ in ready:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -260,8 +261,6 @@ def read_stdin() -> str:
 
 def run_child_process() -> int:
     """Start a multiprocessing child from the task, which only non-daemonic processes may."""
-    import multiprocessing
-
     child = multiprocessing.get_context("fork").Process(target=os._exit, args=(5,))
     child.start()
     child.join(LIMIT_S)
@@ -274,7 +273,8 @@ def run_command() -> str:
 
 
 def run_stdlib_pool(value: int) -> int:
-    with ProcessPoolExecutor(1) as inner:
+    """With fork, as the servers of the other start methods would outlive the pool."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as inner:
         return int(inner.submit(add, value, 1).result(LIMIT_S))
 
 
