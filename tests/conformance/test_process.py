@@ -9,6 +9,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from . import tasks
 from .conftest import Make
 from .kinds import Kind, every_start, only_fork, processes, workers
