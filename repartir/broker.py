@@ -340,6 +340,8 @@ class Broker:
         if not future.settle_alone(value, error):
             self._due.append((future, value, error))
             self._rouse.set()
+            if self._broker_watches and threading.get_ident() != self.thread.ident:
+                self._poke()
         self._forget(record, event)
 
     def _forget(self, record: TaskRecord, event: TaskEvent) -> None:
