@@ -155,8 +155,8 @@ class Arena:
         words, lock = self._words, self.lock
         block = (handle.offset - BLOCK_HEADER_BYTES) // WORD
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             if words[block + B_GENERATION] != handle.generation or words[block + B_OWNER] == 0:
                 return False
             self._release(block)
@@ -169,8 +169,8 @@ class Arena:
         lock = self.lock
         freed = 0
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             for block in self._blocks():
                 if self._words[block + B_OWNER] == owner:
                     self._release(block)
@@ -183,8 +183,8 @@ class Arena:
         """Blocks in use and the bytes that they occupy."""
         lock = self.lock
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             used = [block for block in self._blocks() if self._words[block + B_OWNER]]
             return len(used), sum(_SIZES[self._words[block + B_CLASS]] for block in used)
         finally:
@@ -207,8 +207,8 @@ class Arena:
         words, lock = self._words, self.lock
         size_class = _class_of(size + BLOCK_HEADER_BYTES)
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             block = self._pop_free(size_class) or self._carve(size_class) or self._larger(size_class)
             if not block:
                 return None

@@ -70,8 +70,8 @@ class TaskDeque:
         """Append ``entries`` in one commit; False (and nothing appended) when they do not all fit."""
         words, data, lock, mask, slots = self._words, self._data, self.lock, self._mask, self._slots
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             tail = words[self._tail]
             if tail - words[self._head] + len(entries) > self._capacity:
                 return False
@@ -92,8 +92,8 @@ class TaskDeque:
         """Take the oldest entry, after writing its task word to the claim word ``claim``; None when empty."""
         words, lock = self._words, self.lock
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             head = words[self._head]
             tail = words[self._tail]
             while head != tail:
@@ -114,8 +114,8 @@ class TaskDeque:
         """Take the newest entry, after writing its task word to the claim word ``claim``; None when empty."""
         words, lock = self._words, self.lock
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             head = words[self._head]
             tail = words[self._tail]
             while head != tail:
@@ -136,8 +136,8 @@ class TaskDeque:
         """Take back ``task``, pushed at ``position``, unless somebody claimed it already."""
         words, lock = self._words, self.lock
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             slot = self._slots + (position & self._mask) * SLOT_WORDS
             if not words[self._head] <= position < words[self._tail] or words[slot + S_TASK] != task:
                 return False
@@ -150,8 +150,8 @@ class TaskDeque:
         """Under the lock, so that a push which was unlocked before this call is seen."""
         words, lock = self._words, self.lock
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             return words[self._head] == words[self._tail]
         finally:
             lock.release()

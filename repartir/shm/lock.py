@@ -5,14 +5,17 @@ library has no robust mutexes (macOS).  Both are used in one way only, inline, b
 can raise between any two bytecodes:
 
     try:
-        if lock.try_acquire():      # 0: taken
-            lock.wait()
+        if code := lock.try_acquire():      # 0: taken
+            lock.wait(code)
         ...                         # abort-safe: invisible until one commit store, which comes last
     finally:
         lock.release()              # harmless when not the owner
 
-A taker that follows a dead owner runs ``repair`` of the structure before it goes on.  A thread that takes a lock which
-it holds (from a signal handler or a finalizer) gets an ``InternalError`` instead of a deadlock.
+A taker that follows a dead owner runs ``repair`` of the structure before it goes on: ``try_acquire`` then says
+``EOWNERDEAD``, holds the lock, and leaves the repair to ``wait``.  An exception of a signal handler in just that moment
+leaves a mutex that nobody can take any more: every taker then gets an ``InternalError``, and the executor breaks.  A
+thread that takes a lock which it holds (from a signal handler or a finalizer) gets an ``InternalError`` instead of a
+deadlock.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Lock(Protocol):
     @property
     def release(self) -> Callable[[], object]: ...
 
-    def wait(self) -> None: ...
+    def wait(self, code: int) -> None: ...
 
     def create(self) -> None: ...
 
@@ -99,13 +102,13 @@ class PthreadLock:
             if code:
                 raise OSError(code, os.strerror(code))
 
-    def wait(self) -> None:
-        """Take the lock after ``try_acquire`` did not."""
+    def wait(self, code: int) -> None:
+        """Take the lock after ``try_acquire`` returned ``code``: it is busy, or its owner died, or is this thread."""
         for _ in range(_SPINS):
-            code = self.try_acquire()
             if code != errno.EBUSY:
                 return self._taken(code)
             os.sched_yield()
+            code = self.try_acquire()
         deadline = _Timespec()
         timedlock = _releasing_gil().pthread_mutex_timedlock
         while True:
@@ -117,12 +120,26 @@ class PthreadLock:
 
     def _taken(self, code: int) -> None:
         if code == EOWNERDEAD:
-            self.repair()
-            _holding_gil().pthread_mutex_consistent(self._pointer)
+            self._recover()
         elif code == errno.EDEADLK:
             raise InternalError(_TAKEN_AGAIN)
         elif code:
             raise InternalError(f"a shared lock is unusable: {os.strerror(code)}")
+
+    def _recover(self) -> None:
+        """Repair, whatever interrupts: a mutex that is let go before it is marked consistent is lost for ever."""
+        interruption = None
+        while True:
+            try:
+                self.repair()
+                break
+            except InternalError:
+                raise
+            except BaseException as exc:  # noqa: BLE001 - raised again below
+                interruption = exc
+        _holding_gil().pthread_mutex_consistent(self._pointer)
+        if interruption is not None:
+            raise interruption
 
 
 class FcntlLock:
@@ -165,16 +182,23 @@ class FcntlLock:
         self._words[self._dirty] = 1
 
     def release(self) -> None:
-        if self._inside._is_owned():  # type: ignore[attr-defined]
-            if self._held:
-                self._held = False
-                self._words[self._dirty] = 0
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._byte)
-            self._inside.release()
+        """Let go, whatever interrupts; nothing happens when this thread is not the owner."""
+        interruption = None
+        while self._inside._is_owned():  # type: ignore[attr-defined]
+            try:
+                if self._held:
+                    self._words[self._dirty] = 0
+                    self._held = False
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._byte)
+                self._inside.release()
+            except BaseException as exc:  # noqa: BLE001 - raised again below
+                interruption = exc
+        if interruption is not None:
+            raise interruption
 
-    def wait(self) -> None:
-        """Take the lock after ``try_acquire`` did not; signal handlers run meanwhile."""
-        if self._inside._is_owned():  # type: ignore[attr-defined]
+    def wait(self, code: int) -> None:
+        """Take the lock after ``try_acquire`` returned ``code``; signal handlers run meanwhile."""
+        if code == errno.EDEADLK:
             raise InternalError(_TAKEN_AGAIN)
         self._inside.acquire()
         fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)

@@ -49,8 +49,8 @@ class Outbox:
         length = len(payload)
         need = RECORD_HEADER_BYTES + (length + 7 & ~7)
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             tail = words[self._tail]
             if tail + need - words[self._head] > size:
                 return False
@@ -77,8 +77,8 @@ class Outbox:
         """The same under the lock: sees every record whose ``put`` was over before this call.  For the client."""
         lock = self.lock
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             return self._words[self._tail] != self._consumed
         finally:
             lock.release()
@@ -87,8 +87,8 @@ class Outbox:
         """A copy of every record that is not consumed.  For the client."""
         words, data, lock, size = self._words, self._data, self.lock, self._size
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             head = self._consumed
             words[self._head] = head
             tail = words[self._tail]

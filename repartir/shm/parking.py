@@ -97,8 +97,8 @@ class ParkingLot:
         """The member of ``row`` looks for work awake, unless ``most`` do so already."""
         words, lock, mask = self._words, self._lock, H_SPIN_MASK_W + row // 64
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             if self._spinning() >= most:
                 return False
             words[mask] = words[mask] | 1 << row % 64
@@ -110,8 +110,8 @@ class ParkingLot:
         """The member of ``row`` found work; it then looks at the hints and wakes another if there is more."""
         words, lock, mask = self._words, self._lock, H_SPIN_MASK_W + row // 64
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             words[mask] = words[mask] & ~(1 << row % 64)
         finally:
             lock.release()
@@ -120,8 +120,8 @@ class ParkingLot:
         """The member of ``row`` is about to sleep."""
         words, lock, word, bit = self._words, self._lock, row // 64, 1 << row % 64
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             words[H_SPIN_MASK_W + word] = words[H_SPIN_MASK_W + word] & ~bit
             words[H_IDLE_MASK_W + word] = words[H_IDLE_MASK_W + word] | bit
         finally:
@@ -131,8 +131,8 @@ class ParkingLot:
         """The member of ``row`` found work after it announced; a wake that was meant for it goes on to another."""
         words, lock, mask, bit = self._words, self._lock, H_IDLE_MASK_W + row // 64, 1 << row % 64
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             bits = words[mask]
             if bits & bit:
                 words[mask] = bits & ~bit
@@ -145,8 +145,8 @@ class ParkingLot:
         """The member of ``row`` is dead: it neither sleeps nor spins."""
         words, lock, word, bit = self._words, self._lock, row // 64, 1 << row % 64
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             words[H_SPIN_MASK_W + word] = words[H_SPIN_MASK_W + word] & ~bit
             words[H_IDLE_MASK_W + word] = words[H_IDLE_MASK_W + word] & ~bit
         finally:
@@ -156,8 +156,8 @@ class ParkingLot:
         """Wake sleepers for ``tasks`` new tasks, one for each that no spinning member will find; how many were woken."""
         lock, woken = self._lock, 0
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             wanted = tasks - self._spinning()
             if wanted > 0 and preferred is not None and self.is_idle(preferred):
                 self._post_and_clear(preferred)
@@ -172,8 +172,8 @@ class ParkingLot:
         """Wake every sleeper, whatever else goes on (a death, a shutdown)."""
         lock = self._lock
         try:
-            if lock.try_acquire():
-                lock.wait()
+            if code := lock.try_acquire():
+                lock.wait(code)
             while self._wake_one():
                 pass
         finally:
