@@ -104,11 +104,13 @@ class PthreadLock:
 
     def wait(self, code: int) -> None:
         """Take the lock after ``try_acquire`` returned ``code``: it is busy, or its owner died, or is this thread."""
-        for _ in range(_SPINS):
-            if code != errno.EBUSY:
-                return self._taken(code)
+        spins = _SPINS
+        while code == errno.EBUSY and spins:
             os.sched_yield()
             code = self.try_acquire()
+            spins -= 1
+        if code != errno.EBUSY:
+            return self._taken(code)
         deadline = _Timespec()
         timedlock = _releasing_gil().pthread_mutex_timedlock
         while True:

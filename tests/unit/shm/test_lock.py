@@ -334,6 +334,41 @@ def test_owner_that_takes_again_gets_an_error(lock: Lock) -> None:
     assert is_free(lock)
 
 
+@MUTEX_ONLY
+def test_lock_taken_by_the_last_spin_counts(place: Room) -> None:
+    """The spin's last try is as good as any other: nobody takes the lock a second time on top of it."""
+    lock = PthreadLock(place.segment, 0)
+    lock.create()
+    really = lock.try_acquire
+    tries = iter([errno.EBUSY] * (lock_module._SPINS - 1))
+    lock.try_acquire = lambda: next(tries, None) or really()
+    try:
+        lock.wait(errno.EBUSY)
+    finally:
+        lock.release()
+    lock.try_acquire = really
+    assert is_free(lock)
+
+
+@MUTEX_ONLY
+def test_death_seen_by_the_last_spin_is_repaired(place: Room) -> None:
+    lock = PthreadLock(place.segment, 0)
+    lock.create()
+    repairs = counted_repair(lock, place)
+    really = lock.try_acquire
+    with gates(1) as (held,):
+        killed_owner(lock, held)
+    tries = iter([errno.EBUSY] * (lock_module._SPINS - 1))
+    lock.try_acquire = lambda: next(tries, None) or really()
+    try:
+        lock.wait(errno.EBUSY)
+        assert repairs() == 1
+    finally:
+        lock.release()
+    lock.try_acquire = really
+    assert is_free(lock)
+
+
 def test_release_by_others_is_harmless(lock: Lock) -> None:
     lock.release()
     with family() as children, gates(2) as (held, go):
