@@ -37,6 +37,7 @@ from repartir.shm.words import Words
 
 _SLICE_S = 0.2  # longest sleep in the C library, so that Python's signal handlers get through
 _SPINS = 64
+_SELF_TEST_S = 1.0
 _TAKEN_AGAIN = "a shared lock was taken again by its owner (from a signal handler or a finalizer)"
 _SHARED, _ROBUST, _ERRORCHECK = 1, 1, 2
 EOWNERDEAD = getattr(errno, "EOWNERDEAD", 130)
@@ -222,9 +223,11 @@ def _robust_mutex_works() -> bool:
         holder = threading.Thread(target=lock.try_acquire)
         holder.start()
         holder.join()
-        noticed = lock.try_acquire() == EOWNERDEAD
+        until = time.monotonic() + _SELF_TEST_S
+        while (code := lock.try_acquire()) == errno.EBUSY and time.monotonic() < until:
+            os.sched_yield()  # `join` returns before the thread is quite gone
         lock.release()
-        return noticed
+        return code == EOWNERDEAD
     finally:
         segment.close()
 

@@ -508,11 +508,35 @@ def test_self_test_finds_robust_mutexes_here() -> None:
     assert robust_mutex_works()
 
 
+def test_self_test_waits_for_a_thread_that_is_slow_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Thread.join` returns before the kernel has let go of what the thread held."""
+    end = threading.Event()
+
+    class Lingering(threading.Thread):
+        def run(self) -> None:
+            super().run()
+            end.wait(LIMIT_S)
+
+        def join(self, timeout: float | None = None) -> None:
+            threading.Timer(0.05, end.set).start()
+
+    monkeypatch.setattr(lock_module.threading, "Thread", Lingering)
+    works = lock_module._robust_mutex_works()
+    monkeypatch.undo()
+    assert works
+
+
 def test_self_test_refuses_a_library_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: PthreadLock) -> None:
         raise AttributeError("pthread_mutexattr_setrobust")
 
     monkeypatch.setattr(PthreadLock, "create", missing)
+    assert not lock_module._robust_mutex_works()
+
+
+def test_self_test_refuses_mutexes_that_do_not_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "_ROBUST", 0)
+    monkeypatch.setattr(lock_module, "_SELF_TEST_S", 0.05)
     assert not lock_module._robust_mutex_works()
 
 
