@@ -486,6 +486,42 @@ def test_interrupted_repair_is_done_before_the_exception_goes_on(lock: Lock, pla
     assert is_free(lock)
 
 
+def test_repair_that_always_fails_ends_in_an_error(lock: Lock) -> None:
+    """Never in an endless loop under the lock."""
+
+    def repair() -> None:
+        raise IndexError("a corrupt word")
+
+    lock.repair = repair
+    with gates(1) as (held,):
+        killed_owner(lock, held)
+    with pytest.raises((InternalError, IndexError)):
+        try:
+            take(lock)
+        finally:
+            lock.release()
+    with pytest.raises((InternalError, IndexError)):
+        try:
+            take(lock)
+        finally:
+            lock.release()
+
+
+def test_structure_that_cannot_be_repaired_is_told_to_every_taker(lock: Lock) -> None:
+    def repair() -> None:
+        raise InternalError("nonsense in a word")
+
+    lock.repair = repair
+    with gates(1) as (held,):
+        killed_owner(lock, held)
+    for _ in range(3):
+        with pytest.raises(InternalError):
+            try:
+                take(lock)
+            finally:
+                lock.release()
+
+
 def test_owner_without_a_repair_of_its_own(lock: Lock) -> None:
     with gates(1) as (held,):
         killed_owner(lock, held)
