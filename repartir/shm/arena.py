@@ -129,9 +129,13 @@ class Arena:
         if handle is None:
             return None
         data, base = self._data, handle.offset
-        data[base : base + len(index)] = index
-        for part, size, start in zip(parts, sizes, starts, strict=True):
-            data[base + start : base + start + size] = part
+        try:
+            data[base : base + len(index)] = index
+            for part, size, start in zip(parts, sizes, starts, strict=True):
+                data[base + start : base + start + size] = part
+        except BaseException:
+            self.free(handle)
+            raise
         return handle
 
     def load(self, handle: Handle) -> list[bytearray]:

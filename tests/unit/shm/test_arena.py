@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import array
 import os
 import random
 import signal
@@ -193,6 +194,13 @@ def test_sizes_of_parts_are_checked_before_they_are_used(place: ArenaRoom, arena
     place.words[handle.offset // WORD + 1] = 1 << 40
     with pytest.raises(InternalError, match="with parts of"):
         arena.load(handle)
+
+
+def test_part_that_cannot_be_copied_costs_no_block(arena: Arena) -> None:
+    with pytest.raises(IndexError):
+        arena.store([b"good", memoryview(array.array("d", [1.0, 2.0]))], 7)
+    assert arena.used() == (0, 0)
+    arena.check()
 
 
 # ---- owners
