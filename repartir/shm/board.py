@@ -5,6 +5,7 @@ The client makes it, members inherit it by fork, a fresh interpreter attaches to
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 from collections.abc import Sequence
@@ -88,15 +89,18 @@ class Board:
         """Make the segments of a ring for ``rows`` members.  Raises ``SharedMemoryFull``."""
         shape = RingLayout(rows)
         limit = arena_limit()
-        lock_fd = None if robust_mutex_works() else open_unlinked(shm_dir())
-        ring = Segment.create(shape.total_bytes)
-        try:
+        with contextlib.ExitStack() as undo:
+            ring = Segment.create(shape.total_bytes)
+            undo.callback(ring.close)
             arena = Segment.create(limit, reserved=layout.ARENA_HEADER_BYTES)
-        except BaseException:
-            ring.close()
-            raise
-        board = cls(ring, arena, shape, lock_fd)
-        board._format()
+            undo.callback(arena.close)
+            lock_fd = None
+            if not robust_mutex_works():
+                lock_fd = open_unlinked(shm_dir())
+                undo.callback(os.close, lock_fd)
+            board = cls(ring, arena, shape, lock_fd)
+            board._format()
+            undo.pop_all()
         return board
 
     @classmethod

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from repartir.errors import SharedMemoryFull
 from repartir.shm import board as board_module
 from repartir.shm.board import Board, Kind, MemberState
 from repartir.shm.lock import FcntlLock, PthreadLock
 from repartir.shm.outbox import records
+from repartir.shm.segment import Segment
 from tests.helpers import package_root
 from tests.shared import Forked
 
@@ -178,3 +180,27 @@ def test_views_outlive_the_board(board: Board) -> None:
     word = board.rows[0].runs
     board.close()
     assert words[word] == 12
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("failing", ["ring", "arena"])
+def test_failed_creation_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, works: bool, failing: str
+) -> None:
+    really = Segment.create
+    sizes: list[int] = []
+
+    def full(size: int, *, reserved: int | None = None) -> Segment:
+        sizes.append(size)
+        if len(sizes) == ["ring", "arena"].index(failing) + 1:
+            raise SharedMemoryFull("no room")
+        return really(size, reserved=reserved)
+
+    monkeypatch.setattr(board_module, "robust_mutex_works", lambda: works)
+    monkeypatch.setattr(Segment, "create", full)
+    gc.collect()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(SharedMemoryFull):
+        Board.create(2)
+    gc.collect()
+    assert os.listdir("/proc/self/fd") == before
