@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from repartir.errors import SharedMemoryFull
+from repartir.errors import InternalError, SharedMemoryFull
 from repartir.shm import board as board_module
+from repartir.shm import layout
 from repartir.shm.board import Board, Kind, MemberState
 from repartir.shm.lock import FcntlLock, PthreadLock
 from repartir.shm.outbox import records
@@ -121,6 +122,39 @@ board.lanes[0].push_tail([(78, b"back", 0)])
     board.words[board.rows[0].claim] = 0
     assert board.arena.free(handle)
     assert board.arena.used() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        (layout.H_MAGIC, 0),
+        (layout.H_MAGIC, layout.MAGIC + 1),
+        (layout.H_VERSION, layout.VERSION + 1),
+        (layout.H_ROWS, 0),
+        (layout.H_ROWS, ROWS + 1),
+        (layout.H_ROWS, 1 << 40),
+    ],
+)
+def test_other_segments_are_refused(board: Board, word: int, value: int) -> None:
+    board.words[word] = value
+    ring, arena, *_ = board.descriptors()
+    with pytest.raises(InternalError, match="no ring of this version"):
+        Board.attach(ring, arena, board.lock_fd)
+
+
+@pytest.mark.parametrize("size", [8, 4096])
+def test_segment_that_is_too_small_is_refused(board: Board, size: int) -> None:
+    small = Segment.create(size)
+    small.words[0] = layout.MAGIC
+    with pytest.raises(InternalError, match="no ring of this version"):
+        Board.attach(small.fd, board.descriptors()[1], board.lock_fd)
+    small.close()
+
+
+def test_other_arenas_are_refused(board: Board) -> None:
+    ring = board.descriptors()[0]
+    with pytest.raises(InternalError, match="no ring of this version"):
+        Board.attach(ring, ring, board.lock_fd)
 
 
 def test_row_is_made_ready_for_a_successor(board: Board) -> None:
