@@ -180,8 +180,7 @@ class Worker:
                 entry = self._spin()
                 if entry is not None:
                     parking.stop_spinning(index)
-                    if parking.anyone_idle() and self._hinted():
-                        parking.wake()
+                    self._pass_on()
                     return entry
             parking.announce(index)
             if (
@@ -189,11 +188,19 @@ class Worker:
                 or board.closing
             ):
                 parking.retract(index)
-            elif not board.semaphores[index].wait(_PARK_S):
+            elif not board.semaphores[index].wait(_PARK_S) or parking.is_idle(index):
+                # Idle though awake: the post was for an earlier announcement, or for a full outbox.
                 parking.retract(index)
             entry = self.find_work()
             if entry is not None or board.closing:
+                self._pass_on()
                 return entry
+
+    def _pass_on(self) -> None:
+        """A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever
+        leaves its rest with a task wakes the next for what is left."""
+        if self._board.parking.anyone_idle() and self._hinted():
+            self._board.parking.wake()
 
     def _spin(self) -> Entry | None:
         clock, give_way, words, ends = time.perf_counter, os.sched_yield, self._words, self._ends
