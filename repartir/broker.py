@@ -209,18 +209,25 @@ class Broker:
                 future.wait_on_condition(left)
                 continue
             try:
-                if watch.acquire(blocking=False):
-                    self._drive(future, until)
-                else:
-                    self._sleepers.add(me)
-                    self._wait_for_watch(future, left)
-            finally:
+                try:
+                    if watch.acquire(blocking=False):
+                        self._drive(future, until)
+                    else:
+                        self._sleepers.add(me)
+                        self._wait_for_watch(future, left)
+                finally:
+                    try:
+                        watch.release()  # the first call here: after any other a signal handler may raise
+                    except RuntimeError:
+                        pass  # another thread has it
                 self._driven_at = time.monotonic()
-                if watch._is_owned():  # type: ignore[attr-defined]
-                    watch.release()
                 self._sleepers.discard(me)
                 if self._sleepers or self._broker_dozes or self.pump.due:
                     self._hand_over()
+            except BaseException:
+                self._sleepers.discard(me)
+                self._hand_over()
+                raise
         return None
 
     def _never_in_here(self) -> float:
@@ -235,8 +242,6 @@ class Broker:
             self._driven_at = time.monotonic()
             self._poke()
             self._watch.acquire(timeout=0.05 if left is None else min(left, 0.05))
-            if self._watch._is_owned():  # type: ignore[attr-defined]
-                self._watch.release()
         else:
             future.wait_on_condition(left)
 

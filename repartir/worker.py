@@ -66,6 +66,7 @@ class Worker:
         self._lane = board.lanes[index]
         self._spawn = board.spawns[index]
         self._outbox = board.outboxes[index]
+        self._largest_bytes = self._outbox.largest_bytes
         self._victims = self._others(Kind.CPU)
         self._ends = [
             (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
@@ -112,16 +113,16 @@ class Worker:
         result = self._call(payload, flags)
         if os.getpid() != self._pid:
             os._exit(0)
-        words[row.runs] += 1
         self.answer(word, result)
+        words[row.runs] += 1
 
     def answer(self, word: int, result: outcome.Value | outcome.Error) -> None:
         """Publish a task's outcome, then let go of the claim."""
         body = outcome.encode_outcome(result)
-        if isinstance(body, Encoded) or len(body) > self._outbox.largest_bytes:
-            self._send(word, ANSWER_IN_BLOCK, self._store(body, word | RESULT).pack())
-        else:
+        if type(body) is bytes and len(body) <= self._largest_bytes:
             self._send(word, ANSWER, body)
+        else:
+            self._send(word, ANSWER_IN_BLOCK, self._store(body, word | RESULT).pack())
         self._words[self._row.claim] = 0
 
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
@@ -216,7 +217,10 @@ class Worker:
 
     def _hinted(self) -> bool:
         words = self._words
-        return any(words[head] != words[tail] for head, tail in self._ends)
+        for head, tail in self._ends:
+            if words[head] != words[tail]:
+                return True
+        return False
 
     def _others(self, kind: Kind) -> list[TaskDeque]:
         """The deques of all other members of this kind, beginning behind the own row."""
