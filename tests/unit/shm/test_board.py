@@ -12,7 +12,7 @@ import pytest
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.shm import board as board_module
 from repartir.shm import layout
-from repartir.shm.board import Board, Kind, MemberState
+from repartir.shm.board import Board, ClientSleep, Kind, MemberState
 from repartir.shm.lock import FcntlLock, PthreadLock
 from repartir.shm.outbox import records
 from repartir.shm.segment import Segment
@@ -65,12 +65,12 @@ def test_new_board_is_empty(board: Board) -> None:
         assert (Kind(words[row.kind]), MemberState(words[row.state])) == (Kind.NONE, MemberState.ABSENT)
         assert board.lanes[index].is_empty()
         assert board.spawns[index].is_empty()
-        assert not board.outboxes[index].has_news_for_sure()
+        assert not board.outboxes[index].has_news()
         assert not board.semaphores[index].wait(0)
     assert not board.parking.anyone_idle()
     assert board.arena.used() == (0, 0)
     assert not board.closing
-    assert not board.client_parked
+    assert board.words[layout.H_CLIENT_SLEEP] == ClientSleep.AWAKE
 
 
 def test_locks_are_of_the_kind_that_works_here(board: Board) -> None:
@@ -88,9 +88,9 @@ def test_every_structure_works(board: Board) -> None:
 def test_flags(board: Board) -> None:
     board.set_closing()
     assert board.closing
-    for parked in (True, False):
-        board.set_client_parked(parked)
-        assert board.client_parked is parked
+    for how in ClientSleep:
+        board.set_client_sleep(how)
+        assert board.words[layout.H_CLIENT_SLEEP] == how
 
 
 def test_fresh_interpreter_attaches(board: Board) -> None:

@@ -106,15 +106,12 @@ def test_what_was_not_consumed_comes_again(outbox: Outbox) -> None:
 
 def test_news(outbox: Outbox) -> None:
     assert not outbox.has_news()
-    assert not outbox.has_news_for_sure()
     outbox.put(1, 0, b"")
     assert outbox.has_news()
-    assert outbox.has_news_for_sure()
     outbox.peek()
     assert outbox.has_news(), "it was read, but not consumed"
     outbox.consumed()
     assert not outbox.has_news()
-    assert not outbox.has_news_for_sure()
 
 
 def test_member_of_another_process(place: Room, outbox: Outbox) -> None:
