@@ -184,8 +184,10 @@ class Worker:
                 or board.closing
             ):
                 parking.retract(index)
-            elif not board.semaphores[index].wait(_PARK_S):
-                parking.retract(index)
+            elif not board.semaphores[index].wait(_PARK_S) or parking.is_idle(index):
+                parking.retract(
+                    index
+                )  # woken by an old post too: a wake must not go to a member that is busy
             entry = self.find_work()
             if entry is not None or board.closing:
                 return entry
