@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from repartir import worker as worker_module
 from repartir.shm.board import Board, Kind
 from repartir.shm.deque import Entry
 from repartir.shm.layout import MEMBER_BROKEN
@@ -49,6 +50,7 @@ def test_initializer_that_fails_at_length(board: Board, monkeypatch: pytest.Monk
         raise AssertionError("it waits for room that will never be")
 
     monkeypatch.setattr(Worker, "_wait_for_client", never)
+    monkeypatch.setattr(worker_module, "_current", None)
     worker = Worker(board, 0, os.open(os.devnull, os.O_WRONLY), MemberSettings(fails, (), None, 0, None))
     worker.run()
     os.close(worker._wake_fd)
