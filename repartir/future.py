@@ -17,7 +17,7 @@ from concurrent.futures._base import (
     PENDING,
     RUNNING,
 )
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -55,12 +55,23 @@ class Future(concurrent.futures.Future[T]):
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
-        with _lock:
-            if self._made_condition is None:
-                self._waiters: list[Any] = []
-                self._done_callbacks: list[Any] = []
-                self._made_condition = threading.Condition()
-        return self._made_condition
+        made = self._made_condition
+        if made is None:
+            # Made before the lock is taken: where nothing is called and nothing allocated, no finalizer and no signal
+            # handler runs, which may need a condition themselves.
+            waiters: list[Any] = []
+            callbacks: list[Any] = []
+            new = threading.Condition()
+            with _lock:
+                made = self._made_condition
+                if made is None:
+                    self._waiters = waiters
+                    self._done_callbacks = callbacks
+                    self._made_condition = made = new
+        return made
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle a Future: it is settled in the process that made it; pass its result")
 
     def __repr__(self) -> str:
         self._condition  # noqa: B018 - the standard repr reads the lists that go with it
@@ -103,6 +114,9 @@ class Future(concurrent.futures.Future[T]):
 
     def result(self, timeout: float | None = None) -> T:
         """The task's result, or its exception raised; ``TimeoutError`` after ``timeout`` seconds."""
+        if self._state not in _DONE and self._driver is not None:
+            self._driver.wait_for(self, timeout)
+            timeout = 0
         if self._state == FINISHED:
             if self._exception is not None:
                 try:
@@ -110,9 +124,6 @@ class Future(concurrent.futures.Future[T]):
                 finally:
                     self = None  # type: ignore[assignment]  # break the cycle through the traceback
             return self._result  # type: ignore[no-any-return]
-        if self._driver is not None and self._state not in _DONE:
-            self._driver.wait_for(self, timeout)
-            timeout = 0
         try:
             return super().result(timeout)
         finally:
@@ -120,9 +131,11 @@ class Future(concurrent.futures.Future[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The task's exception or None; ``TimeoutError`` after ``timeout`` seconds."""
-        if self._driver is not None and self._state not in _DONE:
+        if self._state not in _DONE and self._driver is not None:
             self._driver.wait_for(self, timeout)
             timeout = 0
+        if self._state == FINISHED:
+            return self._exception
         return super().exception(timeout)
 
     def wait_on_condition(self, timeout: float | None) -> None:
