@@ -21,7 +21,7 @@ from repartir.functions import FunctionRef, FunctionTable
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
 from repartir.serial import SerialExecutor, current_executor
-from repartir.shm.board import Board, Kind
+from repartir.shm.board import Board, BoardClosed, Kind
 from repartir.shm.layout import CALL_EACH, CALL_MANY
 from repartir.supervisor import Supervisor
 from repartir.worker import MemberSettings
@@ -88,8 +88,8 @@ class Executor(concurrent.futures.Executor):
         running, queued = broker.counts()
         name = f" {self.name!r}" if self.name else ""
         parts = [state] if state else [f"{queued} queued", f"{running} running"]
-        if broker.lost:
-            parts.append(f"{broker.lost} lost")
+        if broker.members.lost:
+            parts.append(f"{broker.members.lost} lost")
         return f"<Executor{name} {self._max_workers} workers: {', '.join(parts)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -104,12 +104,14 @@ class Executor(concurrent.futures.Executor):
         broker = self._broker
         if broker.closing or broker.broken is not None:
             self._refuse()
-        future: Future[T] = Future(broker, broker.new_task_id())
+        future: Future[T] = Future(broker, broker.pump.new_task_id())
         try:
             ref = self._functions.encode(fn)
-            broker.post(future, ref, encode_call(args, kwargs, self._functions.inherited), 0, fn)
+            broker.pump.post(future, ref, encode_call(args, kwargs, self._functions.inherited), 0, fn)
         except (TaskNotSerializable, SharedMemoryFull) as exc:
             future.set_exception(exc)
+        except BoardClosed:
+            self._refuse()
         return future
 
     def map(
@@ -178,11 +180,14 @@ class Executor(concurrent.futures.Executor):
     def _submit_chunk(
         self, fn: Callable[..., Any], ref: FunctionRef, flag: int, chunk: tuple[Any, ...]
     ) -> Future[list[Any]]:
-        future: Future[list[Any]] = Future(self._broker, self._broker.new_task_id())
+        pump = self._broker.pump
+        future: Future[list[Any]] = Future(self._broker, pump.new_task_id())
         try:
-            self._broker.post(future, ref, encode_call(chunk, {}, self._functions.inherited), flag, fn)
+            pump.post(future, ref, encode_call(chunk, {}, self._functions.inherited), flag, fn)
         except (TaskNotSerializable, SharedMemoryFull) as exc:
             future.set_exception(exc)
+        except BoardClosed:
+            self._refuse()
         return future
 
     def _stop(self, *, terminate: bool) -> None:

@@ -96,14 +96,19 @@ class Future(concurrent.futures.Future[T]):
         if self._state == PENDING and not self._driver.take_back(self):
             return False
         if self._state == CANCELLED:
-            with self._condition:
-                if self._state == CANCELLED:
-                    self._state = CANCELLED_AND_NOTIFIED
-                    for waiter in self._waiters:
-                        waiter.add_cancelled(self)
-                    self._condition.notify_all()
-            self._call_back()
+            self.notify_cancelled()
         return self.cancelled()
+
+    def notify_cancelled(self) -> None:
+        """Tell waiters and callbacks of a future that is marked as cancelled; once."""
+        with self._condition:
+            if self._state != CANCELLED:
+                return
+            self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self._call_back()
 
     def mark_cancelled(self) -> bool:
         """For the broker, under its lock: nobody will run this task; False if it is settled already."""

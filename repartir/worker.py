@@ -18,13 +18,14 @@ from repartir.codec import Encoded, decode
 from repartir.functions import FunctionCache
 from repartir.inherited import InheritedArrays
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
-from repartir.shm.board import Board, Kind, MemberState
+from repartir.shm.board import Board, ClientSleep, Kind, MemberState
 from repartir.shm.deque import Entry, TaskDeque
 from repartir.shm.layout import (
     ANSWER,
     ANSWER_IN_BLOCK,
     CALL_EACH,
     CALL_MANY,
+    H_CLIENT_SLEEP,
     IN_BLOCK,
     MEMBER_BROKEN,
     MEMBER_READY,
@@ -152,7 +153,8 @@ class Worker:
             if self._outbox.put(word, status, body):
                 break
             self._wait_for_client()
-        if self._board.client_parked:
+        sleep = self._words[H_CLIENT_SLEEP]
+        if sleep and (sleep == ClientSleep.PARKED or not self._lane.size_hint()):
             self._wake_client()
 
     def _wait_for_client(self) -> None:

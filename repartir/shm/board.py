@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Sequence
+from typing import NoReturn
 
 from repartir.errors import InternalError
 from repartir.shm import layout
@@ -39,6 +40,15 @@ class MemberState(enum.IntEnum):
     RETIRED = 4
 
 
+class ClientSleep(enum.IntEnum):
+    """Whether a member that answers must wake the client."""
+
+    AWAKE = 0
+    PARKED = 1
+    NAPS = 2
+    """It looks again within a moment; only a member that runs out of work wakes it."""
+
+
 class Row:
     """One member's row: indices of its words."""
 
@@ -57,8 +67,12 @@ class Row:
         self.blocked = first + layout.R_BLOCKED
 
 
+class BoardClosed(InternalError):  # noqa: N818
+    """A part of a closed board was asked for."""
+
+
 class Board:
-    """Rows, deques, outboxes, parking lot and arena of one ring."""
+    """Rows, deques, outboxes, parking lot and arena of one ring.  Closed, it has none: ``BoardClosed``."""
 
     def __init__(self, ring: Segment, arena: Segment, shape: RingLayout, lock_fd: int | None) -> None:
         self.segments = (ring, arena)
@@ -107,6 +121,11 @@ class Board:
             raise InternalError("the segment passed is no ring of this version of Repartir")
         return cls(ring, Segment.attach(arena_fd), RingLayout(ring.words[layout.H_ROWS]), lock_fd)
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise BoardClosed(f"the board is closed and has no {name}")
+
     def descriptors(self) -> list[int]:
         """The descriptors that ``attach`` needs in another process."""
         fds = [segment.fd for segment in self.segments]
@@ -126,7 +145,7 @@ class Board:
         """Make a dead member's row ready for its successor.  Its lane keeps its tasks."""
         row = self.rows[index]
         self.parking.forget(index)
-        for word in (row.pid, row.claim, row.started, row.blocked):
+        for word in (row.pid, row.state, row.claim, row.started, row.blocked):
             self.words[word] = 0
         self.semaphores[index].create()
 
@@ -142,12 +161,8 @@ class Board:
     def set_closing(self) -> None:
         self.words[layout.H_CLOSING] = 1
 
-    @property
-    def client_parked(self) -> bool:
-        return bool(self.words[layout.H_CLIENT_PARKED])
-
-    def set_client_parked(self, parked: bool) -> None:
-        self.words[layout.H_CLIENT_PARKED] = parked
+    def set_client_sleep(self, how: ClientSleep) -> None:
+        self.words[layout.H_CLIENT_SLEEP] = how
 
     def _locks(self) -> list[Lock]:
         deques = [deque.lock for deque in (*self.lanes, *self.spawns)]

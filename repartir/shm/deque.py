@@ -146,6 +146,17 @@ class TaskDeque:
         finally:
             lock.release()
 
+    def holds(self, position: int, task: int) -> bool:
+        """Whether ``task``, pushed at ``position``, still waits here."""
+        words, lock = self._words, self.lock
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            slot = self._slots + (position & self._mask) * SLOT_WORDS
+            return words[self._head] <= position < words[self._tail] and words[slot + S_TASK] == task
+        finally:
+            lock.release()
+
     def is_empty(self) -> bool:
         """Under the lock, so that a push which was unlocked before this call is seen."""
         words, lock = self._words, self.lock

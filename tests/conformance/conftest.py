@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from . import tasks
 from .kinds import ALL, SLOW_TO_START, Kind
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
@@ -99,14 +100,27 @@ class Shared:
 
     current: ClassVar[Shared | None] = None
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, folders: pytest.TempPathFactory) -> None:
         self._kind = kind
+        self._folders = folders
         self.suspect = False
         self.executor = self._warm()
 
     def _warm(self) -> Executor:
+        """An executor whose workers have both begun a task: a worker forked later would look like a leak."""
         executor = self._kind.make(2)
-        wait([executor.submit(pow, 2, 2) for _ in range(4)], timeout=LIMIT_S)
+        if self._kind.is_serial:
+            return executor
+        folder = self._folders.mktemp("warm")
+        bell, gate = BellKeeper(folder / "bell"), GateKeeper(folder / "gate")
+        try:
+            both = [executor.submit(tasks.ring_and_wait, bell.bell, gate.gate) for _ in range(2)]
+            bell.hear(), bell.hear()
+            gate.open()
+            wait(both, timeout=LIMIT_S)
+        finally:
+            bell.close()
+            gate.close()
         return executor
 
     def renew(self) -> None:
@@ -130,8 +144,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(kind: Kind) -> Iterator[Shared]:
-    Shared.current = Shared(kind)
+def shared(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    Shared.current = Shared(kind, tmp_path_factory)
     yield Shared.current
     executor, Shared.current = Shared.current.executor, None
     close(executor)

@@ -27,8 +27,8 @@ LAYERS = f"""
     future
     command
     hygiene environment worker nursery
-    states ledger
-    supervisor broker
+    states ledger pump
+    supervisor members broker
     mapping serial executor
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
