@@ -241,7 +241,7 @@ class Broker:
             future.wait_on_condition(left)
 
     def _drive(self, future: TaskFuture, until: float | None) -> None:
-        pump, outboxes, clock = self.pump, self.board.outboxes, time.perf_counter
+        pump, has_news, clock = self.pump, self.pump.has_news, time.perf_counter
         while True:
             pump.pump()
             if future._state != "PENDING" or future._made_condition is not None:
@@ -253,7 +253,7 @@ class Broker:
             if self._a_core_is_free():
                 end = clock() + SPIN_S
                 while clock() < end:
-                    if any(outbox.has_news() for outbox in outboxes):
+                    if has_news():
                         break
                 else:
                     self._park(left, self._poll if self._reports_due else self._poll_all)
@@ -278,9 +278,8 @@ class Broker:
         nap = len(pump.ledger.records) >= pump.backlog and not self._a_core_is_free()
         board.set_client_sleep(ClientSleep.NAPS if nap else ClientSleep.PARKED)
         try:
-            for row, outbox in zip(board.rows, board.outboxes, strict=True):
-                if board.words[row.blocked] or (not nap and outbox.has_news_for_sure()):
-                    return
+            if not nap and pump.has_news_for_sure():
+                return
             if (self._broker_watches and self._rouse.is_set()) or (pump.inbox and not pump.stuck):
                 return
             ready = poll.poll(NAP_MS if nap and (wait_ms is None or wait_ms > NAP_MS) else wait_ms)

@@ -119,29 +119,26 @@ class Future(concurrent.futures.Future[T]):
 
     def result(self, timeout: float | None = None) -> T:
         """The task's result, or its exception raised; ``TimeoutError`` after ``timeout`` seconds."""
-        if self._state not in _DONE and self._driver is not None:
-            self._driver.wait_for(self, timeout)
-            timeout = 0
-        if self._state == FINISHED:
-            if self._exception is not None:
-                try:
-                    raise self._exception
-                finally:
-                    self = None  # type: ignore[assignment]  # break the cycle through the traceback
-            return self._result  # type: ignore[no-any-return]
         try:
-            return super().result(timeout)
+            if self._settled_by_now(timeout):
+                if self._exception is not None:
+                    raise self._exception
+                return self._result  # type: ignore[no-any-return]
+            return super().result(0 if self._driver is not None else timeout)
         finally:
-            self = None  # type: ignore[assignment]
+            self = None  # type: ignore[assignment]  # break the cycle through the traceback
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The task's exception or None; ``TimeoutError`` after ``timeout`` seconds."""
-        if self._state not in _DONE and self._driver is not None:
-            self._driver.wait_for(self, timeout)
-            timeout = 0
-        if self._state == FINISHED:
+        if self._settled_by_now(timeout):
             return self._exception
-        return super().exception(timeout)
+        return super().exception(0 if self._driver is not None else timeout)
+
+    def _settled_by_now(self, timeout: float | None) -> bool:
+        """Whether the outcome is here, after waiting for it if there is a driver; makes no condition."""
+        if self._state != FINISHED and self._driver is not None and self._state not in _DONE:
+            self._driver.wait_for(self, timeout)
+        return self._state == FINISHED
 
     def wait_on_condition(self, timeout: float | None) -> None:
         """Sleep until somebody else settles this future, at most ``timeout`` seconds."""

@@ -21,8 +21,9 @@ MAX_REPOSTS = 3
 class Record(Generic[F]):
     """One task: what is posted for it, where, and which future waits for it.
 
-    ``payload`` and ``flags`` are what the slot carries; ``keep`` holds what must live as long as the task (the
-    function's reference); ``block`` is the arena block of its arguments, if it has one.
+    ``word`` is id and attempt as shared memory has them, ``payload`` and ``flags`` are what the slot carries; ``keep``
+    holds what must live as long as the task (the function's reference); ``block`` is the arena block of its
+    arguments, if it has one.
     """
 
     __slots__ = (
@@ -37,11 +38,13 @@ class Record(Generic[F]):
         "position",
         "state",
         "task_id",
+        "word",
     )
 
     def __init__(self, task_id: int, future: F, payload: Any, flags: int, keep: Any, name: object) -> None:
         self.task_id = task_id
         self.attempt = 1
+        self.word = task_word(task_id, 1)
         self.future = future
         self.payload = payload
         self.flags = flags
@@ -51,10 +54,6 @@ class Record(Generic[F]):
         self.lane = -1
         self.position = -1
         self.state = TaskState.PENDING
-
-    @property
-    def word(self) -> int:
-        return task_word(self.task_id, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +133,5 @@ class Ledger(Generic[F]):
         """The next attempt of a task whose member died before it began."""
         record.state = after(record.state, TaskEvent.REPOST)
         record.attempt += 1
+        record.word = task_word(record.task_id, record.attempt)
         record.lane = record.position = -1

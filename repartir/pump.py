@@ -60,6 +60,11 @@ class Pump:
         self.ended = False
         self.backlog = 4 * len(board.rows)
         """With so many tasks under way no member runs dry while the client takes its time."""
+        self.sources = [
+            (row.index, outbox, outbox.tail_word, row.blocked)
+            for row, outbox in zip(board.rows, board.outboxes, strict=True)
+        ]
+        """Where answers come from: row, outbox, and the words that tell of news."""
         self._on_news = on_news
         self._ids = itertools.count(1)
         self.new_task_id = self._ids.__next__
@@ -83,10 +88,13 @@ class Pump:
             except BaseException:
                 self.board.arena.free_owned(record.word)
                 raise
-        self.inbox.append(record)
+        inbox = self.inbox
+        inbox.append(record)
         if self.ended:
             raise BoardClosed
-        if len(self.ledger.records) < self.backlog or len(self.inbox) >= DEFER:
+        if len(self.ledger.records) < self.backlog:
+            self.pump(drain=False)
+        elif len(inbox) >= DEFER:
             self.pump()
 
     def _place_function(self, ref: FunctionRef) -> bytes:
@@ -110,15 +118,15 @@ class Pump:
         record.payload += handle.pack()
         record.flags |= IN_BLOCK
 
-    def pump(self) -> None:
-        """Post what can be posted, settle what was answered; nothing if another thread does so now."""
+    def pump(self, drain: bool = True) -> None:
+        """Post what can be posted and, with ``drain``, settle what was answered; nothing if another thread does so now."""
         mutex, inbox = self.mutex, self.inbox
         try:
             while not mutex._is_owned():  # type: ignore[attr-defined]
                 try:
                     if not mutex.acquire(blocking=False):
                         return
-                    self._round()
+                    self._round(drain)
                     stuck = self.stuck
                 finally:
                     if mutex._is_owned():  # type: ignore[attr-defined]
@@ -132,14 +140,14 @@ class Pump:
     def pump_surely(self) -> None:
         """The same, after whoever pumps now.  For the broker's thread."""
         with self.mutex:
-            self._round()
+            self._round(True)
 
-    def _round(self) -> None:
+    def _round(self, drain: bool) -> None:
         if self.ended:
             return
         if self.inbox:
             self._flush()
-        if self._drain() and self.inbox:
+        if drain and self._drain() and self.inbox:
             self._flush()
 
     # ---- tasks to deques
@@ -184,7 +192,8 @@ class Pump:
         inbox, board = self.inbox, self.board
         lane, enter = board.lanes[at], self.ledger.enter
         entries, position = [], lane.tail
-        for record in itertools.islice(inbox, count):
+        for nth in range(count):  # by index, since others append meanwhile
+            record = inbox[nth]
             if record.future._state != "PENDING" or record.lane >= 0 or type(record.block) is list:
                 break
             record.lane = at
@@ -234,15 +243,27 @@ class Pump:
 
     def _drain(self) -> bool:
         """Settle every answer that lies in the outboxes."""
-        board, found = self.board, False
-        words = board.words
-        for row, outbox in zip(board.rows, board.outboxes, strict=True):
-            if outbox.has_news() or words[row.blocked]:
+        words, found = self.board.words, False
+        for at, outbox, tail_word, blocked in self.sources:
+            if words[tail_word] != outbox.consumed_tail or words[blocked]:
                 found = True
-                self.drain_row(row.index)
+                self.drain_row(at)
         if self.garbage:
             self._sweep()
         return found
+
+    def has_news(self) -> bool:
+        """A hint, read without locks: members have answered or wait for room."""
+        words = self.board.words
+        for _, outbox, tail_word, blocked in self.sources:
+            if words[tail_word] != outbox.consumed_tail or words[blocked]:
+                return True
+        return False
+
+    def has_news_for_sure(self) -> bool:
+        """The same under the outboxes' locks: no answer that was published before this call is missed."""
+        words = self.board.words
+        return any(words[blocked] or outbox.has_news() for _, outbox, _, blocked in self.sources)
 
     def drain_row(self, at: int) -> None:
         """Settle the answers of one member.  Only then are they consumed, so an interrupted round is repeated."""

@@ -67,6 +67,9 @@ class Worker:
         self._spawn = board.spawns[index]
         self._outbox = board.outboxes[index]
         self._victims = self._others(Kind.CPU)
+        self._ends = [
+            (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
+        ]
         self._pid = os.getpid()
 
     def run(self) -> None:
@@ -193,16 +196,20 @@ class Worker:
                 return entry
 
     def _spin(self) -> Entry | None:
-        until = time.perf_counter() + SPIN_S
-        while time.perf_counter() < until:
-            entry = self.find_work()
-            if entry is not None:
-                return entry
-            os.sched_yield()
+        clock, give_way, words, ends = time.perf_counter, os.sched_yield, self._words, self._ends
+        until = clock() + SPIN_S
+        while clock() < until:
+            for head, tail in ends:
+                if words[head] != words[tail]:
+                    entry = self.find_work()
+                    if entry is not None:
+                        return entry
+            give_way()
         return None
 
     def _hinted(self) -> bool:
-        return self._lane.size_hint() > 0 or any(victim.size_hint() > 0 for victim in self._victims)
+        words = self._words
+        return any(words[head] != words[tail] for head, tail in self._ends)
 
     def _others(self, kind: Kind) -> list[TaskDeque]:
         """The deques of all other members of this kind, beginning behind the own row."""
