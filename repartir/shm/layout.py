@@ -79,7 +79,8 @@ def _round_up(size: int, to: int) -> int:
 class RingLayout:
     """Byte offsets of every part of a ring segment with ``rows`` members.
 
-    ``capacity`` (slots of a deque) and ``outbox_bytes`` are powers of two.
+    ``capacity`` (slots of a deque) and ``outbox_bytes`` are powers of two; an outbox of less than a cache line would
+    misalign what lies behind it.
     """
 
     rows: int
@@ -90,9 +91,9 @@ class RingLayout:
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= MAX_ROWS:
             raise ValueError(f"a ring has 1 to {MAX_ROWS} members, not {self.rows}")
-        for value in (self.capacity, self.spawn_capacity, self.outbox_bytes):
-            if value < 4 or value & (value - 1):
-                raise ValueError(f"capacities are powers of two, at least 4, not {value}")
+        for value, least in ((self.capacity, 4), (self.spawn_capacity, 4), (self.outbox_bytes, LOCK_BYTES)):
+            if value < least or value & (value - 1):
+                raise ValueError(f"capacities are powers of two, at least {least}, not {value}")
 
     @property
     def _deques(self) -> int:

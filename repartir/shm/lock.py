@@ -37,6 +37,8 @@ from repartir.shm.words import Words
 
 _SLICE_S = 0.2  # longest sleep in the C library, so that Python's signal handlers get through
 _SPINS = 64
+_SELF_TEST_S = 1.0
+_REPAIRS = 100  # more are no interruptions, but an error of the repair's own
 _TAKEN_AGAIN = "a shared lock was taken again by its owner (from a signal handler or a finalizer)"
 _SHARED, _ROBUST, _ERRORCHECK = 1, 1, 2
 EOWNERDEAD = getattr(errno, "EOWNERDEAD", 130)
@@ -104,11 +106,13 @@ class PthreadLock:
 
     def wait(self, code: int) -> None:
         """Take the lock after ``try_acquire`` returned ``code``: it is busy, or its owner died, or is this thread."""
-        for _ in range(_SPINS):
-            if code != errno.EBUSY:
-                return self._taken(code)
+        spins = _SPINS
+        while code == errno.EBUSY and spins:
             os.sched_yield()
             code = self.try_acquire()
+            spins -= 1
+        if code != errno.EBUSY:
+            return self._taken(code)
         deadline = _Timespec()
         timedlock = _releasing_gil().pthread_mutex_timedlock
         while True:
@@ -124,12 +128,15 @@ class PthreadLock:
         elif code == errno.EDEADLK:
             raise InternalError(_TAKEN_AGAIN)
         elif code:
+            if code == errno.ENOTRECOVERABLE:
+                # glibc's trylock then leaves its thread's mark, on which others would wait for ever and unlock crashes.
+                _holding_gil().pthread_mutex_destroy(self._pointer)
             raise InternalError(f"a shared lock is unusable: {os.strerror(code)}")
 
     def _recover(self) -> None:
         """Repair, whatever interrupts: a mutex that is let go before it is marked consistent is lost for ever."""
         interruption = None
-        while True:
+        for _ in range(_REPAIRS):
             try:
                 self.repair()
                 break
@@ -137,6 +144,8 @@ class PthreadLock:
                 raise
             except BaseException as exc:  # noqa: BLE001 - raised again below
                 interruption = exc
+        else:
+            raise InternalError("what a dead process left cannot be repaired") from interruption
         _holding_gil().pthread_mutex_consistent(self._pointer)
         if interruption is not None:
             raise interruption
@@ -220,9 +229,11 @@ def _robust_mutex_works() -> bool:
         holder = threading.Thread(target=lock.try_acquire)
         holder.start()
         holder.join()
-        noticed = lock.try_acquire() == EOWNERDEAD
+        until = time.monotonic() + _SELF_TEST_S
+        while (code := lock.try_acquire()) == errno.EBUSY and time.monotonic() < until:
+            os.sched_yield()  # `join` returns before the thread is quite gone
         lock.release()
-        return noticed
+        return code == EOWNERDEAD
     finally:
         segment.close()
 

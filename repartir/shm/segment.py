@@ -53,10 +53,10 @@ def reserve(fd: int, offset: int, size: int) -> None:
     Raises ``SharedMemoryFull`` where there is no room.
     """
     if not hasattr(os, "posix_fallocate"):
-        step = bytes(1 << 16)
+        step, end = bytes(1 << 16), offset + size
         try:
-            for start in range(offset, offset + size, len(step)):
-                os.pwrite(fd, step[: offset + size - start], start)
+            while offset < end:
+                offset += os.pwrite(fd, step[: end - offset], offset)
         except OSError as exc:
             raise SharedMemoryFull(
                 f"no room for {size:,} bytes of shared memory: {exc.strerror}. {_REMEDY}"
