@@ -38,6 +38,18 @@ class Driver(Protocol):
         """Whether a member has taken the future's task."""
 
 
+class _Condition(threading.Condition):
+    """Enters and leaves in one call into C: inside a method in Python, a signal handler may raise with the lock taken."""
+
+    __slots__ = ("__enter__", "__exit__")
+
+    def __init__(self) -> None:
+        lock = threading.RLock()
+        super().__init__(lock)
+        self.__enter__ = lock.__enter__  # type: ignore[method-assign]
+        self.__exit__ = lock.__exit__  # type: ignore[method-assign]
+
+
 class Future(concurrent.futures.Future[T]):
     """The result of a task that is still to come: a ``concurrent.futures.Future``."""
 
@@ -61,7 +73,7 @@ class Future(concurrent.futures.Future[T]):
             # handler runs, which may need a condition themselves.
             waiters: list[Any] = []
             callbacks: list[Any] = []
-            new = threading.Condition()
+            new = _Condition()
             with _lock:
                 made = self._made_condition
                 if made is None:
