@@ -33,7 +33,7 @@ def default_workers() -> int:
 
 
 def choose_start_method(mp_context: Any) -> str:
-    """The start method (fork, spawn or or "forkserver) for an ``mp_context`` argument (a context, a name, or None)."""
+    """The start method (fork, spawn or forkserver) for an ``mp_context`` argument (a context, a name, or None)."""
     if isinstance(mp_context, str):
         return multiprocessing.get_context(mp_context).get_start_method()
     if mp_context is not None:
