@@ -17,7 +17,7 @@ from concurrent.futures._base import (
     PENDING,
     RUNNING,
 )
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -38,6 +38,18 @@ class Driver(Protocol):
         """Whether a member has taken the future's task."""
 
 
+class _Condition(threading.Condition):
+    """Enters and leaves in one call into C: inside a method in Python, a signal handler may raise with the lock taken."""
+
+    __slots__ = ("__enter__", "__exit__")
+
+    def __init__(self) -> None:
+        lock = threading.RLock()
+        super().__init__(lock)
+        self.__enter__ = lock.__enter__  # type: ignore[method-assign]
+        self.__exit__ = lock.__exit__  # type: ignore[method-assign]
+
+
 class Future(concurrent.futures.Future[T]):
     """The result of a task that is still to come: a ``concurrent.futures.Future``."""
 
@@ -55,12 +67,23 @@ class Future(concurrent.futures.Future[T]):
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
-        with _lock:
-            if self._made_condition is None:
-                self._waiters: list[Any] = []
-                self._done_callbacks: list[Any] = []
-                self._made_condition = threading.Condition()
-        return self._made_condition
+        made = self._made_condition
+        if made is None:
+            # Made before the lock is taken: where nothing is called and nothing allocated, no finalizer and no signal
+            # handler runs, which may need a condition themselves.
+            waiters: list[Any] = []
+            callbacks: list[Any] = []
+            new = _Condition()
+            with _lock:
+                made = self._made_condition
+                if made is None:
+                    self._waiters = waiters
+                    self._done_callbacks = callbacks
+                    self._made_condition = made = new
+        return made
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle a Future: it is settled in the process that made it; pass its result")
 
     def __repr__(self) -> str:
         self._condition  # noqa: B018 - the standard repr reads the lists that go with it

@@ -101,9 +101,16 @@ class Nursery:
         return poll
 
     def _obey(self) -> bool:
-        """Carry out one command; False when the client closed its end without a word."""
-        message = self._control.recv(COMMAND.size, socket.MSG_WAITALL)
-        if not message:
+        """Carry out one command; False when the client closed its end without a word, or within one."""
+        try:
+            message = self._control.recv(COMMAND.size, socket.MSG_WAITALL)
+            while 0 < len(message) < COMMAND.size and (
+                rest := self._control.recv(COMMAND.size - len(message))
+            ):
+                message += rest
+        except ConnectionResetError:  # instead of an end of file, where reports of ours lay unread
+            message = b""
+        if len(message) < COMMAND.size:
             self._quitting = True
             self._signal_all(signal.SIGKILL)
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -179,9 +180,12 @@ class Supervisor:
         start.send(self.control)
 
     def _send(self, operation: Operation, row: int) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            # A nursery that has gone is reported by `reports`.
+        try:
             self.control.sendall(COMMAND.pack(operation, row))
+        except OSError as exc:
+            # A nursery that has gone is reported by `reports`; after the end nobody is left to tell.
+            if exc.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                raise
 
 
 def describe_exit(code: int) -> str:

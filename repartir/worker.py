@@ -236,7 +236,10 @@ class Worker:
         if isinstance(result, outcome.Value):
             return True
         sys.stderr.write(result.traceback)
-        self._send(0, MEMBER_BROKEN, result.traceback.encode())
+        text, most = result.traceback.encode(), self._outbox.largest_bytes
+        if len(text) > most:
+            text = text[: most // 2 - 8] + "\n…\n".encode() + text[-most // 2 :]
+        self._send(0, MEMBER_BROKEN, text)
         return False
 
 

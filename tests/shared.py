@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import signal
@@ -309,6 +310,38 @@ class Threads:
             target(*args)
         except BaseException as exc:  # noqa: BLE001 - raised by `join`
             self._raised.append(exc)
+
+
+class Patience:
+    """Called by a loop that found nothing to do: it leaves the core to others, and fails when that goes on for long."""
+
+    def __init__(self, timeout_s: float = LIMIT_S) -> None:
+        self._end = time.monotonic() + timeout_s
+
+    def __call__(self) -> None:
+        assert time.monotonic() < self._end, "nothing moves any more"
+        time.sleep(50e-6)
+
+
+class Tally:
+    """Counters shared with forked processes: `width` for each of `writers`, each of which counts in its own only."""
+
+    def __init__(self, writers: int, width: int) -> None:
+        self._width = width
+        self._memory = mmap.mmap(-1, max(1, writers * width))
+
+    def count(self, writer: int, which: int) -> None:
+        self._memory[writer * self._width + which] += 1
+
+    def of(self, writer: int) -> bytes:
+        start = writer * self._width
+        return self._memory[start : start + self._width]
+
+    def total(self, which: int) -> int:
+        return sum(self._memory[which :: self._width])
+
+    def totals(self) -> list[int]:
+        return [self.total(which) for which in range(self._width)]
 
 
 def until(condition: Callable[[], object], timeout_s: float = LIMIT_S) -> None:

@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from repartir import worker as worker_module
 from repartir.shm.board import Board, Kind
 from repartir.shm.deque import Entry
+from repartir.shm.layout import MEMBER_BROKEN
+from repartir.shm.outbox import records
 from repartir.worker import MemberSettings, Worker
 
 FIRST, SECOND = (1 << 16 | 1, b"first", 0), (2 << 16 | 1, b"second", 0)
@@ -24,9 +27,11 @@ def board() -> Iterator[Board]:
 
 
 @pytest.fixture
-def make(board: Board) -> Iterator[Callable[[int], Worker]]:
+def make(board: Board) -> Iterator[Callable[..., Worker]]:
     reader, writer = os.pipe()
-    yield lambda index: Worker(board, index, writer, MemberSettings(None, (), None, 1, None))
+    yield lambda index, initializer=None: Worker(
+        board, index, writer, MemberSettings(initializer, (), None, 1, None)
+    )
     os.close(reader)
     os.close(writer)
 
@@ -44,7 +49,7 @@ def woken(board: Board, row: int) -> bool:
 
 @pytest.mark.parametrize("found", ["while it spins", "after its spinning"])
 def test_a_spinner_that_takes_one_task_of_two_wakes_a_sleeper(
-    board: Board, make: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch, found: str
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, found: str
 ) -> None:
     """The client wakes nobody for either, as a member spins; and then the spinner takes the first only."""
     board.parking.announce(0)
@@ -63,7 +68,7 @@ def test_a_spinner_that_takes_one_task_of_two_wakes_a_sleeper(
 
 
 def test_a_woken_member_wakes_the_next(
-    board: Board, make: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three tasks came while one member spun: it woke one, which has to wake the other."""
     board.parking.start_spinning(1, 1)
@@ -84,7 +89,7 @@ def test_a_woken_member_wakes_the_next(
 
 
 def test_a_spinner_that_takes_the_only_task_wakes_nobody(
-    board: Board, make: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board.parking.announce(0)
     worker = make(1)
@@ -94,7 +99,7 @@ def test_a_spinner_that_takes_the_only_task_wakes_nobody(
 
 
 def test_a_member_that_woke_for_nothing_is_not_idle_while_it_works(
-    board: Board, make: Callable[[int], Worker], monkeypatch: pytest.MonkeyPatch
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the next wake goes to it, and a sleeper stays beside a queued task."""
     worker = make(0)
@@ -112,3 +117,23 @@ def test_a_member_that_woke_for_nothing_is_not_idle_while_it_works(
     assert worker._rest() == FIRST
     assert idle_before_spins == [False, False]
     assert not board.parking.is_idle(0)
+
+
+def test_an_initializer_that_fails_at_length(
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback that no outbox can hold must not keep the news of the failure back for ever."""
+
+    def fails() -> None:
+        raise ValueError("x" * 1_000_000 + "the end")
+
+    def never(worker: Worker) -> None:
+        raise AssertionError("it waits for room that will never be")
+
+    monkeypatch.setattr(Worker, "_wait_for_client", never)
+    monkeypatch.setattr(worker_module, "_current", None)
+    make(0, fails).run()
+    ((word, status, payload),) = records(board.outboxes[0].peek())
+    assert (word, status) == (0, MEMBER_BROKEN)
+    assert b"ValueError" in payload
+    assert payload.endswith(b"the end\n")
