@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import operator
 import os
 import sys
 import threading
@@ -61,7 +62,7 @@ class Executor(concurrent.futures.Executor):
             max_workers = default_workers()
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        elif max_workers > MAX_ROWS:
+        elif operator.index(max_workers) > MAX_ROWS:
             raise ValueError(f"max_workers must be <= {MAX_ROWS}")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")

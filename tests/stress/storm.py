@@ -208,11 +208,15 @@ class Scene:
     def errors(self) -> None:
         for n in range(20):
             future = self.survive(lambda n=n: self.ex.submit(divmod, n, 0))
-            assert isinstance(self.survive(lambda future=future: future.exception(LIMIT_S)), ZeroDivisionError)
+            assert isinstance(
+                self.survive(lambda future=future: future.exception(LIMIT_S)), ZeroDivisionError
+            )
 
     def map(self) -> None:
         count = self.rng.randrange(1, 200)
-        assert self.survive(lambda: list(self.ex.map(echo, range(count), timeout=LIMIT_S))) == list(range(count))
+        assert self.survive(lambda: list(self.ex.map(echo, range(count), timeout=LIMIT_S))) == list(
+            range(count)
+        )
         limited = self.survive(
             lambda: list(self.ex.map(echo, range(50), chunksize=3, buffersize=4, timeout=LIMIT_S))
         )
@@ -346,7 +350,9 @@ def shutdown(weather: Calm, seconds: float) -> int:
         ex = repartir.Executor(2)
         cancel = weather.rng.random() < 0.3
         with weather.blows():
-            futures = [weather.survive(lambda n=n: ex.submit(echo, n)) for n in range(weather.rng.randrange(30))]
+            futures = [
+                weather.survive(lambda n=n: ex.submit(echo, n)) for n in range(weather.rng.randrange(30))
+            ]
             weather.survive(lambda: ex.shutdown(cancel_futures=cancel))  # noqa: B023 - called at once
         for n, future in enumerate(futures):
             assert future.done(), future
