@@ -62,6 +62,7 @@ class Supervisor:
         self._members = members
         self._wake_fd = wake_fd
         self._starts = 0
+        self._quitting = False
         self._pending = b""
         self.nursery_pid = 0
         self.control: socket.socket
@@ -82,6 +83,7 @@ class Supervisor:
 
     def quit(self) -> None:
         """Have the nursery end once all members have."""
+        self._quitting = True
         self._send(Operation.QUIT, EVERY_ROW)
 
     def reports(self) -> Sequence[Report]:
@@ -119,8 +121,14 @@ class Supervisor:
         return any(self._board.words[row.pid] for row in self._board.rows)
 
     def restart_hung_nursery(self) -> bool:
-        """Replace a nursery that has not forked anything in its time; False if it is at work, or was tried enough."""
-        if self._started or self._starts >= STARTS:
+        """Replace a nursery that has not forked anything in its time; False if it is at work.
+
+        One that was told to quit, or the last of several, is killed: then its exit is reported.
+        """
+        if self._started:
+            return False
+        if self._quitting or self._starts >= STARTS:
+            os.kill(self.nursery_pid, signal.SIGKILL)
             return False
         self.reap(kill=True)
         self.control.close()
