@@ -152,6 +152,10 @@ class Supervisor:
                 self._fork_nursery(theirs)
             else:
                 self._spawn_nursery(theirs)
+        except BaseException:
+            self.reap(kill=True)
+            self.control.close()
+            raise
         finally:
             theirs.close()
         self.control.setblocking(False)
@@ -185,7 +189,9 @@ class Supervisor:
         command = fresh_command(fds)
         start = FreshStart.of_this_process(self._start_method, self._members)
         self.nursery_pid = spawnv_passfds(os.fsencode(command[0]), command, fds)
-        start.send(self.control)
+        theirs.close()  # else a nursery that fails at its start would not be noticed below
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            start.send(self.control)
 
     def _send(self, operation: Operation, row: int) -> None:
         try:

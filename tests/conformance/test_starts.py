@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import psutil
 import pytest
 
-from .kinds import FORK, Kind
+from repartir import supervisor
+
+from .kinds import FORK, FORKSERVER, SPAWN, Kind
 from .scripts import run_script
+from .sync import LIMIT_S
 
 # A hook in the forked child stands for a lock that a thread of the parent held: before any code of ours runs.
 HANG = """
@@ -90,3 +97,41 @@ def _folder(tmp_path: Path) -> Path:
     folder = tmp_path / "hung"
     folder.mkdir()
     return folder
+
+
+@pytest.mark.kinds(FORK, SPAWN, FORKSERVER)
+def test_no_server_process_is_started(kind: Kind, tmp_path: Path) -> None:
+    """Neither a resource tracker nor a fork server: the client's descendants are the nursery and two workers."""
+    ended = run_script(
+        tmp_path,
+        kind,
+        """
+        import multiprocessing.resource_tracker as tracker, numpy, os, psutil
+        with make(2) as ex:
+            print(ex.submit(numpy.ones, 10**6).result(15).sum() == 10**6)
+            print(list(ex.map(abs, range(100))) == list(range(100)), tracker._resource_tracker._pid)
+            print(len(psutil.Process().children()), len(psutil.Process().children(recursive=True)))
+        """,
+    )
+    assert (ended.returncode, ended.lines, ended.stderr) == (0, ["True", "True None", "1 3"], "")
+
+
+@pytest.mark.kinds(SPAWN)
+def test_an_initializer_that_cannot_be_sent(kind: Kind) -> None:
+    """The constructor says so, and leaves no process behind, not even one that has ended."""
+    from repartir import TaskNotSerializable
+
+    with pytest.raises(TaskNotSerializable, match="the initializer.*lock"):
+        kind.make(1, initializer=print, initargs=(threading.Lock(),))
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.kinds(SPAWN)
+def test_a_fresh_interpreter_that_fails_breaks_the_executor(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it has no argument to read the client's message with; elsewhere memory or a module may be missing."""
+    monkeypatch.setattr(supervisor, "fresh_command", lambda fds: [sys.executable, "-c", ""])
+    with kind.make(1, initializer=print, initargs=(b"x" * 1_000_000,)) as ex:
+        with pytest.raises(BrokenProcessPool, match="forks the workers died"):
+            ex.submit(pow, 2, 2).result(LIMIT_S)
