@@ -128,7 +128,7 @@ class Supervisor:
         if self._started:
             return False
         if self._quitting or self._starts >= STARTS:
-            os.kill(self.nursery_pid, signal.SIGKILL)
+            self._kill_nursery()
             return False
         self.reap(kill=True)
         self.control.close()
@@ -137,12 +137,17 @@ class Supervisor:
 
     def reap(self, *, kill: bool = False) -> None:
         """Wait for the nursery's end."""
+        if kill:
+            self._kill_nursery()
         pid, self.nursery_pid = self.nursery_pid, 0
         if pid:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                if kill:
-                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+    def _kill_nursery(self) -> None:
+        if self.nursery_pid:  # 0 would be the client's own process group
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.nursery_pid, signal.SIGKILL)
 
     def _start(self) -> None:
         self._starts += 1
