@@ -20,14 +20,17 @@ deadlock.
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import errno
 import fcntl
 import functools
+import itertools
+import operator
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from repartir.errors import InternalError
@@ -151,13 +154,35 @@ class PthreadLock:
             raise interruption
 
 
+class _Iterable:
+    """Iterating over it calls what its ``__iter__`` was set to."""
+
+    __slots__ = ("__iter__",)
+
+    def __init__(self, make: Callable[[], Iterator[object]]) -> None:
+        self.__iter__ = make
+
+
+def _in_turn(*calls: Callable[[], object]) -> Callable[[], object]:
+    """A function that makes all of ``calls``, up to the first that returns False, and runs no bytecode for it.
+
+    Python looks for signals when it enters a function of its own, so in a ``finally`` a handler that raises would keep
+    such a function from doing anything; this one is C throughout.
+    """
+    results = _Iterable(functools.partial(map, operator.call, calls))
+    not_false = functools.partial(operator.is_not, False)
+    return functools.partial(
+        collections.deque, _Iterable(functools.partial(itertools.takewhile, not_false, results)), 0
+    )
+
+
 class FcntlLock:
     """A record lock on one byte of a file of its own, a thread lock inside, and a word that tells of a dead owner.
 
     The file belongs to locks alone: closing any descriptor of it would drop every lock of the process.
     """
 
-    __slots__ = ("_byte", "_dirty", "_fd", "_held", "_inside", "_words", "repair")
+    __slots__ = ("_byte", "_dirty", "_fd", "_held", "_inside", "_words", "release", "repair")
 
     def __init__(self, fd: int, byte: int, words: Words, dirty: int) -> None:
         self._fd = fd
@@ -165,8 +190,19 @@ class FcntlLock:
         self._words = words
         self._dirty = dirty
         self._inside = threading.RLock()
-        self._held = False
+        self._held = [False]
         self.repair = nothing_to_repair
+        let_go = _in_turn(
+            functools.partial(operator.getitem, self._held, 0),
+            functools.partial(operator.setitem, words, dirty, 0),
+            functools.partial(operator.setitem, self._held, 0, False),
+        )
+        self.release: Callable[[], object] = _in_turn(
+            self._inside._is_owned,  # type: ignore[attr-defined]
+            let_go,
+            functools.partial(fcntl.lockf, fd, fcntl.LOCK_UN, 1, byte),
+            self._inside.release,
+        )
 
     def create(self) -> None:
         self._words[self._dirty] = 0
@@ -187,23 +223,8 @@ class FcntlLock:
     def _taken(self) -> None:
         if self._words[self._dirty]:
             self.repair()
-        self._held = True
+        self._held[0] = True
         self._words[self._dirty] = 1
-
-    def release(self) -> None:
-        """Let go, whatever interrupts; nothing happens when this thread is not the owner."""
-        interruption = None
-        while self._inside._is_owned():  # type: ignore[attr-defined]
-            try:
-                if self._held:
-                    self._words[self._dirty] = 0
-                    self._held = False
-                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._byte)
-                self._inside.release()
-            except BaseException as exc:  # noqa: BLE001 - raised again below
-                interruption = exc
-        if interruption is not None:
-            raise interruption
 
     def wait(self, code: int) -> None:
         """Take the lock after ``try_acquire`` returned ``code``; signal handlers run meanwhile."""
