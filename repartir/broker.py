@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import select
 import threading
 import time
@@ -37,32 +36,32 @@ _START_CHECK_S = 1.0
 
 
 class Bell:
-    """An event that finalizers and signal handlers may set, since ``SimpleQueue.put`` takes no lock that they could hold."""
+    """An event that finalizers and signal handlers may set: a lock that is free when the bell has rung.
 
-    __slots__ = ("_rings",)
+    Not a ``SimpleQueue``: woken by a signal after its deadline, its ``get`` waits without limit (CPython up to 3.12).
+    """
+
+    __slots__ = ("_silent",)
 
     def __init__(self) -> None:
-        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._silent = threading.Lock()
+        self._silent.acquire()
 
     def set(self) -> None:
-        if self._rings.empty():
-            self._rings.put(None)
+        try:
+            self._silent.release()
+        except RuntimeError:
+            pass  # it has rung already
 
     def is_set(self) -> bool:
-        return not self._rings.empty()
+        return not self._silent.locked()
 
     def clear(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._rings.get_nowait()
+        self._silent.acquire(blocking=False)
 
     def wait(self, timeout: float | None = None) -> bool:
         """True when set, False after ``timeout`` seconds.  Clears the bell."""
-        try:
-            self._rings.get(timeout=timeout)
-        except queue.Empty:
-            return False
-        return True
+        return self._silent.acquire(timeout=-1 if timeout is None else timeout)
 
 
 class Broker:
@@ -209,18 +208,25 @@ class Broker:
                 future.wait_on_condition(left)
                 continue
             try:
-                if watch.acquire(blocking=False):
-                    self._drive(future, until)
-                else:
-                    self._sleepers.add(me)
-                    self._wait_for_watch(future, left)
-            finally:
+                try:
+                    if watch.acquire(blocking=False):
+                        self._drive(future, until)
+                    else:
+                        self._sleepers.add(me)
+                        self._wait_for_watch(future, left)
+                finally:
+                    try:
+                        watch.release()  # the first call here: after any other a signal handler may raise
+                    except RuntimeError:
+                        pass  # another thread has it
                 self._driven_at = time.monotonic()
-                if watch._is_owned():  # type: ignore[attr-defined]
-                    watch.release()
                 self._sleepers.discard(me)
                 if self._sleepers or self._broker_dozes or self.pump.due:
                     self._hand_over()
+            except BaseException:
+                self._sleepers.discard(me)
+                self._hand_over()
+                raise
         return None
 
     def _never_in_here(self) -> float:
@@ -235,8 +241,6 @@ class Broker:
             self._driven_at = time.monotonic()
             self._poke()
             self._watch.acquire(timeout=0.05 if left is None else min(left, 0.05))
-            if self._watch._is_owned():  # type: ignore[attr-defined]
-                self._watch.release()
         else:
             future.wait_on_condition(left)
 

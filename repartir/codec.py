@@ -17,7 +17,9 @@ from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, snapshot_inhe
 from repartir.pickler import PROTOCOL, Encoded, dump
 
 __all__ = [
+    "ATOMS",
     "OUT_OF_BAND_BYTES",
+    "PROTOCOL",
     "Encoded",
     "InheritedArrays",
     "decode",

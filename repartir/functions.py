@@ -8,7 +8,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from hashlib import blake2b
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -184,6 +183,8 @@ def _drop(refs: dict[int, weakref.ref[FunctionRef]], key: int, dead: weakref.ref
 
 def digest(blob: bytes | Encoded) -> int:
     """64-bit digest of an encoded function, never 0."""
+    from hashlib import blake2b  # here, as it loads OpenSSL
+
     if isinstance(blob, bytes):
         return int.from_bytes(blake2b(blob, digest_size=8).digest(), "little") or 1
     state = blake2b(blob.meta, digest_size=8)

@@ -78,12 +78,12 @@ def die_with_parent(parent_pid: int) -> None:
 
 def _forget_half_imports() -> None:
     """Modules that another thread was importing will never be finished here; import locks will never be let go."""
-    for name, module in list(sys.modules.items()):
-        spec = getattr(module, "__spec__", None)
-        if getattr(spec, "_initializing", False):
-            del sys.modules[name]
     import importlib._bootstrap as bootstrap
 
+    for name in list(bootstrap._module_locks):  # type: ignore[attr-defined]  # one a module that is being imported
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        if getattr(spec, "_initializing", False):
+            del sys.modules[name]
     bootstrap._module_locks.clear()  # type: ignore[attr-defined]
     bootstrap._blocking_on.clear()  # type: ignore[attr-defined]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
-from repartir.states import FINAL, TaskEvent, TaskState, after
+from repartir.states import FINAL, TRANSITIONS, TaskEvent, TaskState, after
 
 F = TypeVar("F")
 
@@ -74,6 +74,9 @@ class Settle(Generic[F]):
 Action = Repost[F] | Settle[F]
 
 
+_POST = {old: new for (old, event), new in TRANSITIONS.items() if event is TaskEvent.POST}
+
+
 class Ledger(Generic[F]):
     """Records by task id, and how many answers came late."""
 
@@ -88,7 +91,8 @@ class Ledger(Generic[F]):
 
     def enter(self, record: Record[F]) -> None:
         """The task is about to be posted.  May be repeated."""
-        record.state = after(record.state, TaskEvent.POST)
+        state = record.state
+        record.state = _POST.get(state) or after(state, TaskEvent.POST)
         self.records[record.task_id] = record
 
     def claimant(self, word: int) -> Record[F] | None:
@@ -107,8 +111,9 @@ class Ledger(Generic[F]):
 
     def close(self, record: Record[F], event: TaskEvent) -> None:
         """The record's future is settled or cancelled: forget it.  May be repeated."""
-        if record.state not in FINAL:
-            record.state = after(record.state, event)
+        state = record.state
+        if state not in FINAL:
+            record.state = TRANSITIONS.get((state, event)) or after(state, event)
         self.records.pop(record.task_id, None)
 
     def member_died(self, claims: Iterable[int], started: int) -> list[Action[F]]:

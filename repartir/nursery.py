@@ -9,6 +9,7 @@ Commands and reports are fixed-size messages on a socket pair: ``COMMAND`` (oper
 
 from __future__ import annotations
 
+import atexit
 import enum
 import os
 import select
@@ -161,6 +162,8 @@ class Nursery:
         self._members[pid] = row
 
     def _become_member(self, process: object) -> NoReturn:
+        from multiprocessing import util
+
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -171,10 +174,13 @@ class Nursery:
                     os.close(fd)
             self._control.close()
             reseed()
+            atexit._clear()
+            atexit.register(util._exit_function)  # type: ignore[attr-defined]  # since 3.13 `_bootstrap` leaves it to its caller
             code = process._bootstrap(parent_sentinel=self._life_r)  # type: ignore[attr-defined]
         except BaseException:  # noqa: BLE001 - this process ends here
             traceback.print_exc()
         finally:
+            atexit._run_exitfuncs()
             os._exit(code)
 
 

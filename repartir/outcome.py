@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from repartir.codec import Encoded, decode, encode_result
+from repartir.codec import ATOMS, PROTOCOL, Encoded, decode, encode_result
 from repartir.diagnosis import describe, is_interruption
 from repartir.errors import TaskNotSerializable
 from repartir.portable import message_of, portable_pickle, strip_tracebacks
@@ -93,8 +93,11 @@ def encode_outcome(outcome: Value | Error) -> Encoded | bytes:
     task's objects alive.
     """
     if isinstance(outcome, Value):
+        value = outcome.value
+        if type(value) in ATOMS:
+            return pickle.dumps(value, PROTOCOL)
         try:
-            return encode_result(outcome.value)
+            return encode_result(value)
         except BaseException as exception:  # noqa: BLE001
             outcome = caught(exception)
     return _encode_error(outcome.exception, outcome.traceback)

@@ -60,7 +60,12 @@ class Pump:
         self.ended = False
         self.backlog = 4 * len(board.rows)
         """With so many tasks under way no member runs dry while the client takes its time."""
-        self.sources = [
+        self._lanes = [
+            (row.index, lane.head_word, lane.tail_word, row.claim)
+            for row, lane in zip(board.rows, board.lanes, strict=True)
+        ]
+        """Where tasks go: row, and the words that tell how busy its member is."""
+        self._sources = [
             (row.index, outbox, outbox.tail_word, row.blocked)
             for row, outbox in zip(board.rows, board.outboxes, strict=True)
         ]
@@ -126,12 +131,19 @@ class Pump:
                 try:
                     if not mutex.acquire(blocking=False):
                         return
-                    self._round(drain)
+                    if self.ended:
+                        return
+                    if inbox:
+                        self._flush()
+                    if drain and self._drain() and inbox:
+                        self._flush()
                     stuck = self.stuck
                 finally:
-                    if mutex._is_owned():  # type: ignore[attr-defined]
-                        mutex.release()
-                if stuck or not inbox or self.ended:
+                    try:
+                        mutex.release()  # the first call here: after any other a signal handler may raise
+                    except RuntimeError:
+                        pass  # another thread has it
+                if stuck or not inbox:
                     return
         except BaseException:
             self._on_news()  # interrupted: the broker's thread does the rest
@@ -140,15 +152,9 @@ class Pump:
     def pump_surely(self) -> None:
         """The same, after whoever pumps now.  For the broker's thread."""
         with self.mutex:
-            self._round(True)
-
-    def _round(self, drain: bool) -> None:
-        if self.ended:
-            return
-        if self.inbox:
             self._flush()
-        if drain and self._drain() and self.inbox:
-            self._flush()
+            if self._drain():
+                self._flush()
 
     # ---- tasks to deques
 
@@ -169,18 +175,17 @@ class Pump:
 
     def _best_lane(self) -> int:
         """Where a lone task is begun soonest: a free member, one that spins first; else the shortest lane."""
-        board = self.board
-        words, is_idle = board.words, board.parking.is_idle
+        words = self.board.words
         free, shortest, least = -1, 0, 1 << 62
-        for row, lane in zip(board.rows, board.lanes, strict=True):
-            waiting = lane.size_hint()
-            if not waiting and not words[row.claim]:
-                if not is_idle(row.index):
-                    return row.index
+        for at, head, tail, claim in self._lanes:
+            waiting = words[tail] - words[head]
+            if not waiting and not words[claim]:
+                if not self.board.parking.is_idle(at):
+                    return at
                 if free < 0:
-                    free = row.index
+                    free = at
             elif waiting < least:
-                shortest, least = row.index, waiting
+                shortest, least = at, waiting
         return free if free >= 0 else shortest
 
     def _fill(self, at: int, count: int) -> bool:
@@ -244,7 +249,7 @@ class Pump:
     def _drain(self) -> bool:
         """Settle every answer that lies in the outboxes."""
         words, found = self.board.words, False
-        for at, outbox, tail_word, blocked in self.sources:
+        for at, outbox, tail_word, blocked in self._sources:
             if words[tail_word] != outbox.consumed_tail or words[blocked]:
                 found = True
                 self.drain_row(at)
@@ -255,7 +260,7 @@ class Pump:
     def has_news(self) -> bool:
         """A hint, read without locks: members have answered or wait for room."""
         words = self.board.words
-        for _, outbox, tail_word, blocked in self.sources:
+        for _, outbox, tail_word, blocked in self._sources:
             if words[tail_word] != outbox.consumed_tail or words[blocked]:
                 return True
         return False
@@ -263,7 +268,7 @@ class Pump:
     def has_news_for_sure(self) -> bool:
         """The same under the outboxes' locks: no answer that was published before this call is missed."""
         words = self.board.words
-        return any(words[blocked] or outbox.has_news() for _, outbox, _, blocked in self.sources)
+        return any(words[blocked] or outbox.has_news() for _, outbox, _, blocked in self._sources)
 
     def drain_row(self, at: int) -> None:
         """Settle the answers of one member.  Only then are they consumed, so an interrupted round is repeated."""
@@ -281,24 +286,24 @@ class Pump:
                 if status == ANSWER_IN_BLOCK:
                     board.arena.free(Handle.unpack(payload))
                 continue
+            handle = None
             if status == ANSWER_IN_BLOCK:
                 handle = Handle.unpack(payload)
                 meta, *buffers = board.arena.load(handle)
-                self._answered(record, outcome.decode_outcome(meta, buffers))
-                board.arena.free(handle)
+                result = outcome.decode_outcome(meta, buffers)
             else:
-                self._answered(record, outcome.decode_outcome(payload))
+                result = outcome.decode_outcome(payload)
+            if isinstance(result, outcome.Value):
+                self.settle(record, result.value, None, TaskEvent.ANSWER)
+            else:
+                self.settle(record, None, result.exception, TaskEvent.ANSWER)
+            if handle is not None:
+                board.arena.free(handle)
         outbox.consumed()
         if board.words[row.blocked]:
             outbox.peek()
             board.words[row.blocked] = 0
             board.semaphores[at].post()
-
-    def _answered(self, record: TaskRecord, result: outcome.Value | outcome.Error) -> None:
-        if isinstance(result, outcome.Value):
-            self.settle(record, result.value, None, TaskEvent.ANSWER)
-        else:
-            self.settle(record, None, result.exception, TaskEvent.ANSWER)
 
     def settle(self, record: TaskRecord, value: Any, error: BaseException | None, event: TaskEvent) -> None:
         """Give a future its outcome and forget the task.  Under ``mutex``."""
@@ -312,8 +317,9 @@ class Pump:
 
     def forget(self, record: TaskRecord, event: TaskEvent) -> None:
         """The task is over: free its arguments, close its record.  Under ``mutex``."""
-        if isinstance(record.block, Handle):
-            self.board.arena.free(record.block)
+        block = record.block
+        if block is not None and type(block) is Handle:
+            self.board.arena.free(block)
         self.ledger.close(record, event)
 
     def _sweep(self) -> None:

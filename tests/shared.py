@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import signal
@@ -31,7 +32,7 @@ from repartir.shm.layout import (
     SLOT_BYTES,
     WORD,
 )
-from repartir.shm.lock import LockFactory
+from repartir.shm.lock import Lock, LockFactory, nothing_to_repair
 from repartir.shm.outbox import Outbox
 from repartir.shm.parking import ParkingLot, Semaphore
 from repartir.shm.segment import Segment, open_unlinked, shm_dir
@@ -51,13 +52,19 @@ class Room:
         self.spare = size - (1 << 16)
         self.segment = Segment.create(size)
         self.lock_fd = open_unlinked(shm_dir()) if lock_kind == "fcntl" else None
-        self.lock = LockFactory(self.segment, self.lock_fd)
         self.words = self.segment.words
+        self._factory = LockFactory(self.segment, self.lock_fd)
+        self._locks: list[Lock] = []
 
     def word(self, index: int) -> int:
         """The index in `words` of the test's own word number `index`."""
         assert 0 <= index < 1 << 13
         return self.spare // WORD + index
+
+    def lock(self, offset: int, dirty: int) -> Lock:
+        made = self._factory(offset, dirty)
+        self._locks.append(made)
+        return made
 
     def deque(self, capacity: int = 8, claims: int = 16, words: Any = None) -> TaskDeque:
         """A deque whose claim words are the test's own words 0 to `claims` - 1."""
@@ -90,6 +97,8 @@ class Room:
         self.segment.close()
         if self.lock_fd is not None:
             os.close(self.lock_fd)
+        for lock in self._locks:
+            lock.repair = nothing_to_repair  # it leads back to its structure: a cycle
 
 
 class ArenaRoom:
@@ -108,6 +117,7 @@ class ArenaRoom:
         self.segment.close()
         if self.lock_fd is not None:
             os.close(self.lock_fd)
+        self.arena.lock.repair = nothing_to_repair  # it leads back to the arena: a cycle
 
 
 @contextmanager
@@ -153,6 +163,15 @@ class Fuse:
     def __setitem__(self, index: int, value: int) -> None:
         self._burn()
         self._words[index] = value
+
+
+class Deadly(Fuse):
+    """Words that kill this process instead of the access number `left`."""
+
+    def _burn(self) -> None:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= self.left > 0
 
 
 class Forked:
@@ -291,6 +310,38 @@ class Threads:
             target(*args)
         except BaseException as exc:  # noqa: BLE001 - raised by `join`
             self._raised.append(exc)
+
+
+class Patience:
+    """Called by a loop that found nothing to do: it leaves the core to others, and fails when that goes on for long."""
+
+    def __init__(self, timeout_s: float = LIMIT_S) -> None:
+        self._end = time.monotonic() + timeout_s
+
+    def __call__(self) -> None:
+        assert time.monotonic() < self._end, "nothing moves any more"
+        time.sleep(50e-6)
+
+
+class Tally:
+    """Counters shared with forked processes: `width` for each of `writers`, each of which counts in its own only."""
+
+    def __init__(self, writers: int, width: int) -> None:
+        self._width = width
+        self._memory = mmap.mmap(-1, max(1, writers * width))
+
+    def count(self, writer: int, which: int) -> None:
+        self._memory[writer * self._width + which] += 1
+
+    def of(self, writer: int) -> bytes:
+        start = writer * self._width
+        return self._memory[start : start + self._width]
+
+    def total(self, which: int) -> int:
+        return sum(self._memory[which :: self._width])
+
+    def totals(self) -> list[int]:
+        return [self.total(which) for which in range(self._width)]
 
 
 def until(condition: Callable[[], object], timeout_s: float = LIMIT_S) -> None:

@@ -3,7 +3,8 @@
 One sparse file, mapped whole by every process; ``reserve`` backs it with memory step by step, before use.  Blocks are
 carved one behind the other, each with a 64-byte header that says its size class, its generation and its owner; freed
 ones go to the free list of their class and are reused warm.  The owner word is the truth (0: free); the free lists are
-derived from it, so a death or an exception in the middle costs at most a rebuild of the lists.
+derived from it, so a death or an exception in the middle costs at most a rebuild of the lists.  A block gets a new
+generation when it is given out, so one store frees it, and a handle never fits a later use of its block.
 """
 
 from __future__ import annotations
@@ -128,9 +129,13 @@ class Arena:
         if handle is None:
             return None
         data, base = self._data, handle.offset
-        data[base : base + len(index)] = index
-        for part, size, start in zip(parts, sizes, starts, strict=True):
-            data[base + start : base + start + size] = part
+        try:
+            data[base : base + len(index)] = index
+            for part, size, start in zip(parts, sizes, starts, strict=True):
+                data[base + start : base + start + size] = part
+        except BaseException:
+            self.free(handle)
+            raise
         return handle
 
     def load(self, handle: Handle) -> list[bytearray]:
@@ -212,6 +217,7 @@ class Arena:
             block = self._pop_free(size_class) or self._carve(size_class) or self._larger(size_class)
             if not block:
                 return None
+            words[block + B_GENERATION] = words[block + B_GENERATION] + 1
             words[block + B_OWNER] = owner
             return Handle(block * WORD + BLOCK_HEADER_BYTES, words[block + B_GENERATION], size)
         finally:
@@ -247,7 +253,7 @@ class Arena:
             words[A_RESERVED] = want
         block = start // WORD
         words[block + B_OWNER] = 0
-        words[block + B_GENERATION] = 1
+        words[block + B_GENERATION] = 0
         words[block + B_CLASS] = size_class
         words[A_CARVED] = end
         return block
@@ -255,7 +261,6 @@ class Arena:
     def _release(self, block: int) -> None:
         words = self._words
         first = A_FREE_W + words[block + B_CLASS]
-        words[block + B_GENERATION] = words[block + B_GENERATION] + 1
         words[block + B_OWNER] = 0
         words[block + B_NEXT] = words[first]
         words[first] = block

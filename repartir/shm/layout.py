@@ -84,9 +84,9 @@ class RingLayout:
     """
 
     rows: int
-    capacity: int = 1024
-    spawn_capacity: int = 256
-    outbox_bytes: int = 1 << 17
+    capacity: int = 512
+    spawn_capacity: int = 128
+    outbox_bytes: int = 1 << 16
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= MAX_ROWS:

@@ -133,7 +133,10 @@ def records(copy: bytes) -> Iterator[Answer]:
     unpack = _HEADER.unpack_from
     total = len(copy)
     while at < total:
-        task, length, status = unpack(copy, at)
+        try:
+            task, length, status = unpack(copy, at)
+        except struct.error as exc:
+            raise InternalError(f"outbox record with {total - at} bytes left") from exc
         at += RECORD_HEADER_BYTES
         if at + length > total:
             raise InternalError(f"outbox record of {length} bytes with {total - at} left")

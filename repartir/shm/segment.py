@@ -10,7 +10,6 @@ import ctypes
 import errno
 import mmap
 import os
-import secrets
 import sys
 
 from repartir.errors import SharedMemoryFull
@@ -41,7 +40,7 @@ def open_unlinked(folder: str) -> int:
         except OSError as exc:
             if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
-    path = os.path.join(folder, f"repartir-{os.getpid()}-{secrets.token_hex(8)}")
+    path = os.path.join(folder, f"repartir-{os.getpid()}-{os.urandom(8).hex()}")
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     os.unlink(path)
     return fd

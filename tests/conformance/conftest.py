@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import signal
+import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, wait
@@ -100,25 +101,22 @@ class Shared:
 
     current: ClassVar[Shared | None] = None
 
-    def __init__(self, kind: Kind, folders: pytest.TempPathFactory) -> None:
+    def __init__(self, kind: Kind) -> None:
         self._kind = kind
-        self._folders = folders
         self.suspect = False
         self.executor = self._warm()
 
     def _warm(self) -> Executor:
-        """An executor whose workers have both begun a task: a worker forked later would look like a leak."""
+        """One whose workers have all begun a task, so that none of them appears in the middle of a test."""
         executor = self._kind.make(2)
         if self._kind.is_serial:
             return executor
-        folder = self._folders.mktemp("warm")
-        bell, gate = BellKeeper(folder / "bell"), GateKeeper(folder / "gate")
-        try:
-            both = [executor.submit(tasks.ring_and_wait, bell.bell, gate.gate) for _ in range(2)]
+        with tempfile.TemporaryDirectory() as folder:
+            bell, gate = BellKeeper(Path(folder, "bell")), GateKeeper(Path(folder, "gate"))
+            futures = [executor.submit(tasks.ring_and_wait, bell.bell, gate.gate) for _ in range(2)]
             bell.hear(), bell.hear()
             gate.open()
-            wait(both, timeout=LIMIT_S)
-        finally:
+            wait(futures, timeout=LIMIT_S)
             bell.close()
             gate.close()
         return executor
@@ -144,8 +142,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    Shared.current = Shared(kind, tmp_path_factory)
+def shared(kind: Kind) -> Iterator[Shared]:
+    Shared.current = Shared(kind)
     yield Shared.current
     executor, Shared.current = Shared.current.executor, None
     close(executor)

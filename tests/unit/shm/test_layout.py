@@ -36,7 +36,7 @@ def extents(shape: RingLayout) -> list[Extent]:
         "version": layout.H_VERSION,
         "rows": layout.H_ROWS,
         "closing": layout.H_CLOSING,
-        "client parked": layout.H_CLIENT_PARKED,
+        "client sleep": layout.H_CLIENT_SLEEP,
         "dirty": layout.H_PARKING_DIRTY_W,
     }
     found = lock_and_words(0, layout.H_PARKING_LOCK, header, "header")

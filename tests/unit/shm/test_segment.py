@@ -221,6 +221,7 @@ def test_folder_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_failed_creation_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.collect()
     before = os.listdir("/proc/self/fd")
     for name in ("ftruncate", "posix_fallocate"):
         with monkeypatch.context() as patch:
