@@ -13,6 +13,7 @@ import faulthandler
 import functools
 import gc
 import inspect
+import logging
 import random
 import signal
 import sys
@@ -539,6 +540,8 @@ def _unless_of_the_storm(unraisable: Any) -> None:
 def main() -> None:
     chosen, weather, seed, seconds = sys.argv[1:]
     guard.install()
+    # What strikes within a callback that add_done_callback calls at once is logged, as any exception there.
+    logging.getLogger("concurrent.futures").disabled = True
     sys.unraisablehook = _unless_of_the_storm
     for name in SCENES if chosen == "all" else [chosen]:
         faulthandler.dump_traceback_later(HANG_S + float(seconds), exit=True)

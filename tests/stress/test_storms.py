@@ -36,7 +36,7 @@ def weather(tmp_path: Path, scene: str, weather: str, seed: int, seconds: float)
 
 @pytest.mark.parametrize("name", storm.WEATHERS)
 def test_every_scene_for_a_moment(tmp_path: Path, name: str) -> None:
-    weather(tmp_path, "all", name, 1, 0.2)
+    weather(tmp_path, "all", name, 1, 0.05)
 
 
 @pytest.mark.slow
