@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from repartir.errors import InternalError
+from repartir.shm.clib import Timespec, holding_gil, releasing_gil
 from repartir.shm.layout import LOCK_BYTES
 from repartir.shm.segment import Segment
 from repartir.shm.words import Words
@@ -67,27 +68,13 @@ def nothing_to_repair() -> None:
     """For structures whose every commit is one store."""
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
-
-
-@functools.cache
-def _holding_gil() -> ctypes.PyDLL:
-    return ctypes.PyDLL(None)
-
-
-@functools.cache
-def _releasing_gil() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
 class PthreadLock:
     """A robust process-shared mutex of ``LOCK_BYTES`` at ``offset`` of a segment."""
 
     __slots__ = ("_pointer", "release", "repair", "try_acquire")
 
     def __init__(self, segment: Segment, offset: int) -> None:
-        library = _holding_gil()
+        library = holding_gil()
         self._pointer = segment.pointer(offset)
         self.try_acquire: Callable[[], int] = functools.partial(library.pthread_mutex_trylock, self._pointer)
         self.release: Callable[[], int] = functools.partial(library.pthread_mutex_unlock, self._pointer)
@@ -95,7 +82,7 @@ class PthreadLock:
 
     def create(self) -> None:
         """Initialise the mutex; done once, by the segment's maker."""
-        library = _holding_gil()
+        library = holding_gil()
         attributes = ctypes.create_string_buffer(64)
         for code in (
             library.pthread_mutexattr_init(attributes),
@@ -116,11 +103,11 @@ class PthreadLock:
             spins -= 1
         if code != errno.EBUSY:
             return self._taken(code)
-        deadline = _Timespec()
-        timedlock = _releasing_gil().pthread_mutex_timedlock
+        deadline = Timespec()
+        timedlock = releasing_gil().pthread_mutex_timedlock
         while True:
             until = time.time() + _SLICE_S
-            deadline.tv_sec, deadline.tv_nsec = int(until), int(until % 1 * 1e9)
+            deadline.set(until)
             code = timedlock(self._pointer, ctypes.byref(deadline))
             if code != errno.ETIMEDOUT:
                 return self._taken(code)
@@ -133,7 +120,7 @@ class PthreadLock:
         elif code:
             if code == errno.ENOTRECOVERABLE:
                 # glibc's trylock then leaves its thread's mark, on which others would wait for ever and unlock crashes.
-                _holding_gil().pthread_mutex_destroy(self._pointer)
+                holding_gil().pthread_mutex_destroy(self._pointer)
             raise InternalError(f"a shared lock is unusable: {os.strerror(code)}")
 
     def _recover(self) -> None:
@@ -149,7 +136,7 @@ class PthreadLock:
                 interruption = exc
         else:
             raise InternalError("what a dead process left cannot be repaired") from interruption
-        _holding_gil().pthread_mutex_consistent(self._pointer)
+        holding_gil().pthread_mutex_consistent(self._pointer)
         if interruption is not None:
             raise interruption
 
