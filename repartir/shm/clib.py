@@ -8,13 +8,13 @@ import functools
 
 @functools.cache
 def holding_gil() -> ctypes.PyDLL:
-    """For calls that return at once."""
-    return ctypes.PyDLL(None, use_errno=True)
+    """For calls that return at once and do not report by errno, which would cost as much as such a call itself."""
+    return ctypes.PyDLL(None)
 
 
 @functools.cache
 def releasing_gil() -> ctypes.CDLL:
-    """For calls that may sleep."""
+    """For calls that may sleep; their error is in ``ctypes.get_errno()``."""
     return ctypes.CDLL(None, use_errno=True)
 
 

@@ -42,7 +42,7 @@ class Semaphore:
 
     def create(self) -> None:
         """Make the semaphore anew with the value 0; nobody may be waiting on it."""
-        if holding_gil().sem_init(self._pointer, 1, 0):
+        if releasing_gil().sem_init(self._pointer, 1, 0):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
 
