@@ -8,11 +8,15 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
+import time
 from typing import Any
 
 from repartir.shm.layout import MAX_ROWS
 
 _CGROUP = "/sys/fs/cgroup"
+_SPIN_S = 0.1  # for so long a pool's thread may spin before it waits
+_TELLS = os.uname().machine in ("x86_64", "i686")  # elsewhere libgomp, too, waits in the C library
 _log = logging.getLogger("repartir")
 _told: set[str] = set()
 
@@ -42,9 +46,13 @@ def choose_start_method(mp_context: Any) -> str:
         if not hasattr(mp_context, "get_start_method"):
             raise TypeError(f"mp_context must be a multiprocessing context, not {type(mp_context).__name__}")
         return str(mp_context.get_start_method())
-    wanted = os.environ.get("REPARTIR_START_METHOD") or multiprocessing.get_start_method(allow_none=True)
-    if wanted is not None:
+    wanted = os.environ.get("REPARTIR_START_METHOD")
+    if wanted:
         return multiprocessing.get_context(wanted).get_start_method()
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    # "fork" may be the user's choice, or the default that some library (joblib) has made multiprocessing take.
+    if chosen not in (None, "fork"):
+        return chosen
     if sys.platform != "linux":
         return multiprocessing.get_context().get_start_method()
     reason = _does_not_survive_fork()
@@ -53,7 +61,9 @@ def choose_start_method(mp_context: Any) -> str:
     if reason not in _told:
         _told.add(reason)
         _log.warning(
-            "workers start from a fresh interpreter (forkserver), because this process holds %s", reason
+            "workers start from a fresh interpreter (forkserver), because this process holds %s, "
+            "which a forked child could hang on; mp_context='fork' forks all the same",
+            reason,
         )
     return "forkserver"
 
@@ -83,12 +93,38 @@ def _does_not_survive_fork() -> str | None:
         return None
     if "libcuda.so" in mapped and "/dev/nvidia" in mapped:
         return "a CUDA context"
-    if not any(library in mapped for library in ("libgomp", "libiomp", "libomp")):
-        return None
-    import threading
+    return "a team of OpenMP threads" if "libgomp" in mapped and _a_thread_waits_in_gomp(mapped) else None
 
-    import threadpoolctl
 
-    blas = [pool["num_threads"] - 1 for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-    native = len(os.listdir("/proc/self/task"))
-    return "a team of OpenMP threads" if native > threading.active_count() + sum(blas) else None
+def _a_thread_waits_in_gomp(mapped: str) -> bool:
+    """Whether some thread may belong to a team of libgomp, whose members wait in its own code; in doubt True.
+
+    Threads of BLAS pools wait in the C library, and survive a fork (LLVM's and Intel's OpenMP do, too).
+    """
+    ranges = [_range(line) for line in mapped.splitlines() if "libgomp" in line]
+    python = {thread.native_id for thread in threading.enumerate()}
+    until = time.monotonic() + _SPIN_S
+    for task in os.listdir("/proc/self/task"):
+        if int(task) in python:
+            continue
+        state = _where(task)
+        while state == ["running"] and time.monotonic() < until:
+            os.sched_yield()
+            state = _where(task)
+        if state and (len(state) < 2 or not _TELLS or any(int(state[-1], 16) in code for code in ranges)):
+            return True
+    return False
+
+
+def _where(task: str) -> list[str]:
+    """What the kernel shows of a waiting thread, its program counter last; ["running"]; [] for one that has ended."""
+    try:
+        return _text(f"/proc/self/task/{task}/syscall").split()
+    except OSError:
+        return ["unknown"] if os.path.exists(f"/proc/self/task/{task}") else []
+
+
+def _range(line: str) -> range:
+    """The addresses of a line of /proc/self/maps."""
+    start, _, end = line.partition(" ")[0].partition("-")
+    return range(int(start, 16), int(end, 16))

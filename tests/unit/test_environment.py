@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ class TestDefaultWorkers:
             default_workers()
 
 
+GOMP = "7f0000001000-7f0000009000 r-xp 00000000 00:00 1 /venv/lib/libgomp-e985bcbb.so.1.0.0"
+IN_GOMP, IN_LIBC = "202 0x7f 0x80 0x7ffd 0x7f0000001234", "202 0x7f 0x80 0x7ffd 0x7f0000009000"
+
+
 @pytest.fixture
 def maps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What this process has mapped: nothing, until a test fills the list."""
@@ -97,20 +102,32 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         environment, "_text", lambda path: "\n".join(mapped) if path.endswith("maps") else text(path)
     )
     monkeypatch.setattr(environment, "_told", set())
+    monkeypatch.setattr(environment, "_TELLS", True)
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)
     return mapped
 
 
-def with_threads(monkeypatch: pytest.MonkeyPatch, native: int, blas: int) -> None:
-    """The process has `native` threads that Python does not know, and a BLAS pool of `blas` threads."""
-    import threading
+@pytest.fixture
+def threads(maps: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str | OSError]]:
+    """With libgomp mapped, what the kernel shows of the threads that Python does not know, one look after another."""
+    maps.append(GOMP)
+    shown: dict[str, list[str | OSError]] = {}
+    python = [str(thread.native_id) for thread in threading.enumerate()]
+    text = environment._text
 
-    import threadpoolctl
+    def look(path: str) -> str:
+        looks = shown.get(path.split("/")[-2])
+        if looks is None:
+            return text(path)
+        now = looks.pop(0) if len(looks) > 1 else looks[0]
+        if isinstance(now, OSError):
+            raise now
+        return now
 
-    tasks = [str(n) for n in range(native + threading.active_count())]
-    monkeypatch.setattr(os, "listdir", lambda _path: tasks)
-    pools = [{"user_api": "blas", "num_threads": blas}, {"user_api": "openmp", "num_threads": 64}]
-    monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: pools)
+    monkeypatch.setattr(os, "listdir", lambda _path: [*python, *shown])
+    monkeypatch.setattr(os.path, "exists", lambda path: path.endswith("/3"))
+    monkeypatch.setattr(environment, "_text", look)
+    return shown
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere multiprocessing's default holds")
@@ -147,27 +164,70 @@ class TestStartMethod:
         assert len(caplog.records) == 1
         assert "a CUDA context" in caplog.text
 
+    def test_nor_when_a_library_has_asked_multiprocessing_for_its_default(
+        self, maps: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """joblib does, at its import; from then on multiprocessing says "fork", as if it had been told so."""
+        monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "fork")
+        assert choose_start_method(None) == "fork"
+        maps += ["/usr/lib/libcuda.so.1", "/dev/nvidia0"]
+        assert choose_start_method(None) == "forkserver"
+
     def test_a_cuda_library_without_a_device_does(self, maps: list[str]) -> None:
         maps += ["/usr/lib/libcuda.so.1"]
         assert choose_start_method(None) == "fork"
 
+    @pytest.mark.parametrize(
+        "looks",
+        [
+            [IN_GOMP],
+            ["running", "running", IN_GOMP],
+            ["running"],  # for as long as one looks, as with OMP_WAIT_POLICY=active
+            [PermissionError("not allowed to look")],
+        ],
+        ids=["waits", "spins first", "spins", "unknown"],
+    )
     def test_an_openmp_team_does_not(
-        self, maps: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self,
+        threads: dict[str, list[str | OSError]],
+        looks: list[str | OSError],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        maps += ["/usr/lib/libgomp.so.1"]
-        with_threads(monkeypatch, native=4, blas=4)  # three of BLAS, one of OpenMP
+        monkeypatch.setattr(environment, "_SPIN_S", 0.02)
+        threads |= {"2": [IN_LIBC], "3": looks}
         with caplog.at_level(logging.WARNING, "repartir"):
             assert choose_start_method(None) == "forkserver"
         assert "OpenMP" in caplog.text
 
-    def test_openmp_without_a_team_does(self, maps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        maps += ["/usr/lib/libgomp.so.1"]
-        with_threads(monkeypatch, native=3, blas=4)
+    @pytest.mark.parametrize(
+        "looks", [[IN_LIBC], ["running", IN_LIBC], [FileNotFoundError()], ["running", ProcessLookupError()]]
+    )
+    def test_a_blas_pool_and_a_thread_that_ends_do(
+        self, threads: dict[str, list[str | OSError]], looks: list[str | OSError]
+    ) -> None:
+        threads["2"] = looks
         assert choose_start_method(None) == "fork"
 
-    def test_a_context_is_obeyed_whatever_the_process_holds(self, maps: list[str]) -> None:
+    def test_openmp_without_a_team_does(self, threads: dict[str, list[str | OSError]]) -> None:
+        assert threads == {}
+        assert choose_start_method(None) == "fork"
+
+    def test_where_a_waiting_thread_does_not_show_its_library_none_may_be_there(
+        self, threads: dict[str, list[str | OSError]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(environment, "_TELLS", False)
+        assert choose_start_method(None) == "fork"
+        threads["2"] = [IN_LIBC]
+        assert choose_start_method(None) == "forkserver"
+
+    def test_a_context_is_obeyed_whatever_the_process_holds(
+        self, maps: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         maps += ["/usr/lib/libcuda.so.1", "/dev/nvidia0"]
         assert choose_start_method("fork") == "fork"
+        monkeypatch.setenv("REPARTIR_START_METHOD", "fork")
+        assert choose_start_method(None) == "fork"
 
     def test_where_the_kernel_shows_no_maps_it_is_fork(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def unreadable(path: str) -> str:
