@@ -107,6 +107,9 @@ class TaskDeque:
                     return entry
                 words[self._head] = head
             return None
+        except BaseException:
+            self._void((claim,))
+            raise
         finally:
             lock.release()
 
@@ -129,6 +132,9 @@ class TaskDeque:
                     return entry
                 words[self._tail] = tail
             return None
+        except BaseException:
+            self._void((claim,))
+            raise
         finally:
             lock.release()
 
@@ -175,7 +181,11 @@ class TaskDeque:
         return task, self._data[start : start + size], field & ~SIZE_MASK
 
     def _repair(self) -> None:
-        """The holder died: a claim on an entry that is still at the head or the tail was not committed."""
+        """The holder died in the middle of a pop."""
+        self._void(self._claims)
+
+    def _void(self, claims: Sequence[int]) -> None:
+        """Reset each of these claims that names an entry still at the head or the tail: it was not committed."""
         words = self._words
         head, tail = words[self._head], words[self._tail]
         if head == tail:
@@ -183,6 +193,6 @@ class TaskDeque:
         ends = {
             words[self._slots + (position & self._mask) * SLOT_WORDS] for position in (head, tail - 1)
         } - {0}
-        for claim in self._claims:
+        for claim in claims:
             if words[claim] in ends:
                 words[claim] = 0

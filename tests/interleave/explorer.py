@@ -35,6 +35,10 @@ Option = tuple["Actor", str]
 """Who does the next step, and what becomes of it."""
 
 
+_LISTED = 120
+"""So many steps before the end are listed."""
+
+
 class Killed(BaseException):
     """Raised in an actor that dies; nothing that it does afterwards reaches the memory."""
 
@@ -51,7 +55,7 @@ class ScheduleError(AssertionError):
     """A schedule that breaks an assertion: ``schedule`` is what ``replay`` takes."""
 
     def __init__(self, schedule: str, steps: Sequence[tuple[str, str]], cause: BaseException) -> None:
-        listing = "\n".join(f"  {name:<12} {what}" for name, what in steps)
+        listing = "\n".join(f"  {name:<12} {what}" for name, what in steps[-_LISTED:])
         super().__init__(
             f"{type(cause).__name__}: {cause}\nreplay with the schedule\n  {schedule}\n{listing}"
         )

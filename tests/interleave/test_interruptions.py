@@ -1,0 +1,250 @@
+"""One operation, cut short before each of its accesses: by death, or by an exception as a signal handler raises it.
+
+What is left is as before the operation or as after it, once the next process has taken the lock (and repaired, if the
+owner died in it); and no lock is held.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from repartir.shm import layout
+from repartir.shm.layout import H_IDLE_MASK_W, H_SPIN_MASK_W
+from repartir.shm.lock import Lock
+from repartir.shm.parking import ParkingLot
+from tests.interleave import scenarios
+from tests.interleave.explorer import Plan, World, explore
+from tests.interleave.scenarios import DequeFixture, OutboxFixture
+
+FATES = ("dies", "is interrupted")
+
+
+@dataclass
+class Subject:
+    """An operation, what it changes, and what the next process does."""
+
+    operation: Callable[[], object]
+    state: Callable[[], Hashable]
+    lock: Lock
+    check: Callable[[], object]
+
+
+def next_process_locks(lock: Lock) -> None:
+    try:
+        if code := lock.try_acquire():
+            lock.wait(code)
+    finally:
+        lock.release()
+
+
+def cut_short(world: World, make: Callable[[World], Subject], fate: str, *, repeated: bool) -> Plan:
+    """The victim's operation meets its fate; the next process locks, then perhaps repeats the operation."""
+    untouched = make(World(_never, 0, 0, False))
+    before = untouched.state()
+    untouched.operation()
+    after = untouched.state()
+    assert before != after
+    subject = make(world)
+
+    def following() -> None:
+        world.wait_until(lambda: world.actors["victim"].ended)
+        next_process_locks(subject.lock)
+        if repeated and world.gone("victim"):
+            subject.operation()
+
+    def check() -> None:
+        state = subject.state()
+        if repeated or not world.gone("victim"):
+            assert state == after, f"{state} is not as after: {after}"
+        else:
+            assert state in (before, after), f"{state} is neither {before} nor {after}"
+        subject.check()
+        world.no_lock_held()
+
+    return Plan(
+        {"victim": subject.operation, "following": following},
+        check,
+        mortal=["victim"] if fate == "dies" else [],
+        nervous=["victim"] if fate == "is interrupted" else [],
+    )
+
+
+def _never(options: object) -> Any:
+    raise AssertionError("nothing is scheduled here")
+
+
+def explore_fates(make: Callable[[World], Subject], fate: str, *, repeated: bool = False) -> None:
+    assert explore(functools.partial(cut_short, make=make, fate=fate, repeated=repeated), 0, 1) > 3
+
+
+# ---- deque
+
+
+def deque_subject(
+    world: World, operation: Callable[[DequeFixture], object], tasks: tuple[int, ...], gone: tuple[int, ...]
+) -> Subject:
+    it = DequeFixture(world, start=3)
+    if tasks:
+        it.deque.push_tail([scenarios.entry(task) for task in tasks])
+    for task in gone:
+        it.deque.remove(2 + task, task)
+    raw = it.segment.raw
+
+    def state() -> Hashable:
+        return tuple(it.left()), tuple(raw[claim] for claim in it.claims)
+
+    return Subject(lambda: operation(it), state, it.deque.lock, it.deque.check)
+
+
+DEQUE = {
+    "push": (lambda it: it.deque.push_tail([scenarios.entry(8), scenarios.entry(9)]), (1,), ()),
+    "pop head": (lambda it: it.deque.pop_head(it.claims[1]), (1, 2, 3), ()),
+    "pop head behind removed": (lambda it: it.deque.pop_head(it.claims[1]), (1, 2, 3), (1, 2)),
+    "pop tail": (lambda it: it.deque.pop_tail(it.claims[1]), (1, 2, 3), ()),
+    "pop tail before removed": (lambda it: it.deque.pop_tail(it.claims[1]), (1, 2, 3), (2, 3)),
+    "pop the last": (lambda it: it.deque.pop_head(it.claims[1]), (1,), ()),
+    "remove": (lambda it: it.deque.remove(4, 2), (1, 2, 3), ()),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("name", DEQUE)
+def test_deque(name: str, fate: str) -> None:
+    operation, tasks, gone = DEQUE[name]
+    explore_fates(lambda world: deque_subject(world, operation, tasks, gone), fate)
+
+
+@pytest.mark.parametrize("tail", [False, True])
+def test_an_interrupted_pop_has_the_task_or_leaves_it_to_others(tail: bool) -> None:
+    assert explore(functools.partial(scenarios.interrupted_pop, tail=tail), 1, 1) >= 20
+
+
+# ---- outbox
+
+
+def outbox_subject(world: World, operation: Callable[[OutboxFixture], object]) -> Subject:
+    it = OutboxFixture(world, start=scenarios.OUTBOX_BYTES - 48)
+    it.answer(1)
+
+    def state() -> Hashable:
+        waiting = it.segment.raw[layout.O_TAIL_W] - it.outbox._consumed
+        return waiting, bytes(it.outbox.peek()[-8:])
+
+    return Subject(lambda: operation(it), state, it.outbox.lock, it.outbox.check)
+
+
+def drain(it: OutboxFixture) -> None:
+    it.got.clear()
+    it.drain()
+    assert it.got == [1]
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_outbox_put(fate: str) -> None:
+    explore_fates(lambda world: outbox_subject(world, lambda it: it.outbox.put(2, 0, b"answer to two")), fate)
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_outbox_drain(fate: str) -> None:
+    explore_fates(lambda world: outbox_subject(world, drain), fate)
+
+
+def test_an_interrupted_drain_is_repeated_from_the_start() -> None:
+    def build(world: World) -> Plan:
+        it = OutboxFixture(world)
+        it.answer(1)
+        it.answer(2)
+
+        def client() -> None:
+            it.got.clear()
+            it.drain()
+
+        def member() -> None:
+            it.answer(3)
+
+        def check() -> None:
+            if world.gone("client"):
+                it.got.clear()
+            it.check()
+
+        return Plan({"client": client, "member": member}, check, nervous=["client"])
+
+    assert explore(build, 2, 1) >= 10
+
+
+# ---- parking lot
+
+
+def lot_subject(
+    world: World,
+    operation: Callable[[ParkingLot], object],
+    idle: int,
+    spinning: int,
+) -> Subject:
+    segment = world.segment(layout.HEADER_BYTES, "board")
+    tokens = [0, 0, 0]
+
+    def post(row: int) -> None:
+        world.step("post")
+        tokens[row] = 1
+
+    lock = world.lock("parking")
+    lot = ParkingLot(segment.words, lock, [functools.partial(post, row) for row in range(3)])
+    raw = segment.raw
+    raw[H_IDLE_MASK_W], raw[H_SPIN_MASK_W] = idle, spinning
+
+    def state() -> Hashable:
+        return raw[H_IDLE_MASK_W], raw[H_SPIN_MASK_W]
+
+    def check() -> None:
+        """A row that lost its idle bit to a waker has been woken."""
+        for row in range(3):
+            woken = idle >> row & 1 and not raw[H_IDLE_MASK_W] >> row & 1
+            assert tokens[row] or not woken
+
+    return Subject(lambda: operation(lot), state, lock, check)
+
+
+LOT = {
+    "announce": (lambda lot: lot.announce(0), 0b010, 0b000),
+    "start spinning": (lambda lot: lot.start_spinning(0, 2), 0b010, 0b100),
+    "stop spinning": (lambda lot: lot.stop_spinning(0), 0b010, 0b101),
+    "wake": (lambda lot: lot.wake(), 0b110, 0b000),
+    "wake a preferred one": (lambda lot: lot.wake(2, 2), 0b100, 0b001),
+    "pass a wake on": (lambda lot: lot.retract(0), 0b110, 0b000),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("name", LOT)
+def test_parking_lot(name: str, fate: str) -> None:
+    operation, idle, spinning = LOT[name]
+    explore_fates(lambda world: lot_subject(world, operation, idle, spinning), fate)
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_an_interrupted_retraction_leaves_an_idle_bit_or_none(fate: str) -> None:
+    def make(world: World) -> Subject:
+        subject = lot_subject(world, lambda lot: lot.retract(0), 0b011, 0b000)
+        subject.check = lambda: None
+        return subject
+
+    explore_fates(make, fate)
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("name", ["forget", "wake all"])
+def test_a_recovery_step_that_was_cut_short_may_be_repeated(name: str, fate: str) -> None:
+    def make(world: World) -> Subject:
+        operation = (lambda lot: lot.forget(0)) if name == "forget" else (lambda lot: lot.wake_all())
+        subject = lot_subject(world, operation, 0b011, 0b001)
+        if name == "forget":
+            subject.check = lambda: None
+        return subject
+
+    explore_fates(make, fate, repeated=True)
