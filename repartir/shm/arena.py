@@ -2,8 +2,10 @@
 
 One sparse file, mapped whole by every process; ``reserve`` backs it with memory step by step, before use.  Blocks are
 carved one behind the other, each with a 64-byte header that says its size class, its generation and its owner; freed
-ones go to the free list of their class and are reused warm.  The owner word is the truth (0: free); the free lists are
-derived from it, so a death or an exception in the middle costs at most a rebuild of the lists.
+ones go to the free list of their class and are reused warm.  The owner word is the truth (0: free), and its store is
+the commit of both taking and giving back; the generation counts up when a block is taken, before that store.  The free
+lists are derived from the owner words, so a death in the middle costs a rebuild of the lists, and an exception hides at
+most one free block until then.
 """
 
 from __future__ import annotations
@@ -212,8 +214,10 @@ class Arena:
             block = self._pop_free(size_class) or self._carve(size_class) or self._larger(size_class)
             if not block:
                 return None
+            generation = words[block + B_GENERATION] + 1
+            words[block + B_GENERATION] = generation
             words[block + B_OWNER] = owner
-            return Handle(block * WORD + BLOCK_HEADER_BYTES, words[block + B_GENERATION], size)
+            return Handle(block * WORD + BLOCK_HEADER_BYTES, generation, size)
         finally:
             lock.release()
 
@@ -247,7 +251,7 @@ class Arena:
             words[A_RESERVED] = want
         block = start // WORD
         words[block + B_OWNER] = 0
-        words[block + B_GENERATION] = 1
+        words[block + B_GENERATION] = 0
         words[block + B_CLASS] = size_class
         words[A_CARVED] = end
         return block
@@ -255,7 +259,6 @@ class Arena:
     def _release(self, block: int) -> None:
         words = self._words
         first = A_FREE_W + words[block + B_CLASS]
-        words[block + B_GENERATION] = words[block + B_GENERATION] + 1
         words[block + B_OWNER] = 0
         words[block + B_NEXT] = words[first]
         words[first] = block

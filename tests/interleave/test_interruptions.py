@@ -19,7 +19,7 @@ from repartir.shm.lock import Lock
 from repartir.shm.parking import ParkingLot
 from tests.interleave import scenarios
 from tests.interleave.explorer import Plan, World, explore
-from tests.interleave.scenarios import DequeFixture, OutboxFixture
+from tests.interleave.scenarios import ArenaFixture, DequeFixture, OutboxFixture
 
 FATES = ("dies", "is interrupted")
 
@@ -175,6 +175,110 @@ def test_an_interrupted_drain_is_repeated_from_the_start() -> None:
         return Plan({"client": client, "member": member}, check, nervous=["client"])
 
     assert explore(build, 2, 1) >= 10
+
+
+# ---- arena
+
+
+def arena_subject(world: World, operation: Callable[[ArenaFixture], object]) -> Subject:
+    it = ArenaFixture(world)
+    for owner in (1, 2, 7):
+        it.store(owner, 300)
+    it.arena.store([b"another"], 7)
+    it.free(2)
+
+    def state() -> Hashable:
+        words = it.segment.raw
+        return tuple((b, words[b + layout.B_OWNER]) for b in it.arena._blocks() if words[b + layout.B_OWNER])
+
+    return Subject(lambda: operation(it), state, it.arena.lock, it.arena.check)
+
+
+ARENA = {
+    "store in a freed block": lambda it: it.arena.store([b"x" * 300], 9),
+    "store in a new block": lambda it: it.arena.store([b"x" * 1000], 9),
+    "free": lambda it: it.arena.free(it.live[1][0]),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("name", ARENA)
+def test_arena(name: str, fate: str) -> None:
+    explore_fates(lambda world: arena_subject(world, ARENA[name]), fate)
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize(
+    "operation",
+    [lambda it: it.arena.free(it.live[1][0]), lambda it: it.arena.free_owned(7)],
+    ids=["free", "free owned"],
+)
+def test_a_free_that_was_cut_short_may_be_repeated(
+    operation: Callable[[ArenaFixture], object], fate: str
+) -> None:
+    explore_fates(lambda world: arena_subject(world, operation), fate, repeated=True)
+
+
+def test_a_death_in_the_arena_loses_no_block() -> None:
+    """Whatever the dead held, half took or half gave back is free or owned, and can be had again."""
+
+    def build(world: World) -> Plan:
+        it = ArenaFixture(world)
+        it.store(1, 900)
+        it.store(2, 900)
+        it.free(1)
+        whole = it.segment.size - layout.ARENA_HEADER_BYTES
+
+        def victim() -> None:
+            it.arena.store([b"x" * 900], 9)
+            it.arena.free(it.live[2][0])
+            it.arena.store([b"x" * 300], 9)
+
+        def client() -> None:
+            world.wait_until(lambda: world.actors["victim"].ended)
+            it.arena.free_owned(9)
+            it.arena.free_owned(2)
+
+        def check() -> None:
+            it.arena.check()
+            assert it.arena.used() == (0, 0)
+            sizes = 0
+            for size in (900, 300):
+                while handle := it.arena.store([b"y" * size], 5):
+                    block = (handle.offset - layout.BLOCK_HEADER_BYTES) // layout.WORD
+                    sizes += scenarios.block_bytes(it.segment.raw[block + layout.B_CLASS])
+            assert sizes > whole - 512, f"{whole - sizes} bytes are lost"
+
+        return Plan({"victim": victim, "client": client}, check, mortal=["victim"])
+
+    assert explore(build, 0, 1) > 30
+
+
+def test_a_stale_handle_is_refused_after_a_death() -> None:
+    """The block that a handle names may be another's by now; whatever died in between, the handle does not open it."""
+
+    def build(world: World) -> Plan:
+        it = ArenaFixture(world)
+        handle = it.store(1, 300)
+        assert handle is not None
+
+        def victim() -> None:
+            it.arena.free(handle)
+
+        def client() -> None:
+            world.wait_until(lambda: world.actors["victim"].ended)
+            it.arena.free(handle)
+            again = it.arena.store([b"new" * 100], 2)
+            assert again is not None
+            assert again.offset == handle.offset
+            assert not it.arena.free(handle)
+            with pytest.raises(Exception, match="older generation"):
+                it.arena.load(handle)
+            it.arena.load(again)
+
+        return Plan({"victim": victim, "client": client}, it.arena.check, mortal=["victim"])
+
+    assert explore(build, 0, 1) > 5
 
 
 # ---- parking lot
