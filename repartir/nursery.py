@@ -58,6 +58,7 @@ class Nursery:
         self._control = control
         self._board = board
         self._settings = settings
+        self._pid = os.getpid()
         self._members: dict[int, int] = {}
         self._quitting = False
         self._wake_r, self._wake_w = os.pipe()
@@ -168,7 +169,7 @@ class Nursery:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            die_with_parent(os.getppid())
+            die_with_parent(self._pid)
             for fd in (self._wake_r, self._wake_w, self._life_w, self._client_fd):
                 if fd >= 0:
                     os.close(fd)
