@@ -11,13 +11,15 @@ import pickle
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from repartir.diagnosis import describe, first_failure
+from repartir.diagnosis import describe, first_failure, is_interruption
 from repartir.errors import TaskNotSerializable
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, snapshot_inherited
 from repartir.pickler import PROTOCOL, Encoded, dump
 
 __all__ = [
+    "ATOMS",
     "OUT_OF_BAND_BYTES",
+    "PROTOCOL",
     "Encoded",
     "InheritedArrays",
     "decode",
@@ -52,6 +54,8 @@ def encode_call(
         return dump((args, kwargs), inherited)
     except Exception as error:
         # Users' code runs while pickling, so anything may come out.
+        if is_interruption(error):
+            raise
         named = [(f"argument {position}", value) for position, value in enumerate(args)]
         named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
         raise _failure("the call", named, inherited, error) from error
@@ -66,6 +70,8 @@ def encode_value(
     try:
         return dump(value, inherited)
     except Exception as error:
+        if is_interruption(error):
+            raise
         raise _failure(what, [(what, value)], inherited, error) from error
 
 
@@ -76,6 +82,8 @@ def encode_result(value: Any) -> Encoded | bytes:
     try:
         return dump(value, is_result=True)
     except Exception as error:
+        if is_interruption(error):
+            raise
         raise _failure("the result", [("the result", value)], None, error) from error
 
 
@@ -84,6 +92,8 @@ def encode_function(fn: Any, inherited: InheritedArrays | None = None) -> Encode
     try:
         return dump(fn, inherited, is_function=True)
     except Exception as error:
+        if is_interruption(error):
+            raise
         raise _failure("the function", [("the function", fn)], inherited, error) from error
 
 

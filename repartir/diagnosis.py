@@ -1,11 +1,14 @@
-"""Which part of an object makes its pickling fail."""
+"""Which part of an object makes its pickling fail; whether the pickling failed at all, or was interrupted."""
 
 from __future__ import annotations
 
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from repartir.pickler import global_names
@@ -38,6 +41,35 @@ def first_failure(value: Any, pickle_it: Callable[[Any], object]) -> tuple[list[
         else:
             break
     return path, error
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether a signal handler raised `error`, as Ctrl-C and time-outs by `signal.alarm` do, so that it says nothing
+    of what it interrupted.
+
+    Handlers run in the main thread only. One in Python is known by its frame in the traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    if isinstance(error, KeyboardInterrupt):
+        return True
+    codes = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code in codes:
+            return True
+        step = step.tb_next
+    return False
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    """The code that runs first when `handler` is called; None for what is not written in Python."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    if callable(handler) and not isinstance(handler, FunctionType | MethodType):
+        handler = type(handler).__call__
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _error_of(value: Any, pickle_it: Callable[[Any], object]) -> str | None:

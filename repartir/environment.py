@@ -8,9 +8,11 @@ import math
 import multiprocessing
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
+from repartir.shm.layout import MAX_ROWS
+
+_CGROUP = "/sys/fs/cgroup"
 _log = logging.getLogger("repartir")
 _told: set[str] = set()
 
@@ -23,17 +25,17 @@ def usable_cores() -> int:
 
 
 def default_workers() -> int:
-    """``REPARTIR_MAX_WORKERS``, else the usable cores."""
+    """``REPARTIR_MAX_WORKERS``, else the usable cores, as far as an executor can have so many workers."""
     text = os.environ.get("REPARTIR_MAX_WORKERS")
     if not text:
-        return usable_cores()
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"REPARTIR_MAX_WORKERS must be a positive integer, not {text!r}")
+        return min(usable_cores(), MAX_ROWS)
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_ROWS:
+        raise ValueError(f"REPARTIR_MAX_WORKERS must be an integer from 1 to {MAX_ROWS}, not {text!r}")
     return int(text)
 
 
 def choose_start_method(mp_context: Any) -> str:
-    """The start method (fork, spawn or or "forkserver) for an ``mp_context`` argument (a context, a name, or None)."""
+    """The start method (fork, spawn or forkserver) for an ``mp_context`` argument (a context, a name, or None)."""
     if isinstance(mp_context, str):
         return multiprocessing.get_context(mp_context).get_start_method()
     if mp_context is not None:
@@ -59,19 +61,24 @@ def choose_start_method(mp_context: Any) -> str:
 def _cgroup_quota() -> float | None:
     """CPUs by the cgroup's bandwidth limit (version 2, then 1); None where there is no limit."""
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = _text(f"{_CGROUP}/cpu.max").split()
         return None if quota == "max" else int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):
-        quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
-        period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
+        quota = _text(f"{_CGROUP}/cpu/cpu.cfs_quota_us")
+        period = _text(f"{_CGROUP}/cpu/cpu.cfs_period_us")
         return int(quota) / int(period) if int(quota) > 0 else None
     return None
+
+
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 def _does_not_survive_fork() -> str | None:
     """What a forked child could not use and would hang on: an OpenMP team, a CUDA context."""
     try:
-        mapped = Path("/proc/self/maps").read_text()
+        mapped = _text("/proc/self/maps")
     except OSError:
         return None
     if "libcuda.so" in mapped and "/dev/nvidia" in mapped:

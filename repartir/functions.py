@@ -8,7 +8,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from hashlib import blake2b
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -27,16 +26,16 @@ RECENT_BYTES = 1024 * 1024
 class FunctionRef:
     """An encoded function. Alive as long as the function or a task that uses it.
 
-    `key`: 64-bit digest of `blob`, never 0; equal blobs have equal keys. `block`: for the owner of the shared
-    memory, where it has put the blob; None until then.
+    `key`: 64-bit digest of `blob`, never 0; equal blobs have equal keys. `head`: for the owner of the shared
+    memory, what each call of the function begins with; empty until the blob lies there.
     """
 
-    __slots__ = ("__weakref__", "blob", "block", "key")
+    __slots__ = ("__weakref__", "blob", "head", "key")
 
     def __init__(self, key: int, blob: bytes | Encoded) -> None:
         self.key = key
         self.blob = blob
-        self.block: object = None
+        self.head = b""
 
     def __repr__(self) -> str:
         return f"<FunctionRef {self.key:016x}: {_size_bytes(self.blob)} bytes>"
@@ -184,6 +183,8 @@ def _drop(refs: dict[int, weakref.ref[FunctionRef]], key: int, dead: weakref.ref
 
 def digest(blob: bytes | Encoded) -> int:
     """64-bit digest of an encoded function, never 0."""
+    from hashlib import blake2b  # here, as it loads OpenSSL
+
     if isinstance(blob, bytes):
         return int.from_bytes(blake2b(blob, digest_size=8).digest(), "little") or 1
     state = blake2b(blob.meta, digest_size=8)

@@ -17,7 +17,7 @@ from concurrent.futures._base import (
     PENDING,
     RUNNING,
 )
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -38,6 +38,18 @@ class Driver(Protocol):
         """Whether a member has taken the future's task."""
 
 
+class _Condition(threading.Condition):
+    """Enters and leaves in one call into C: inside a method in Python, a signal handler may raise with the lock taken."""
+
+    __slots__ = ("__enter__", "__exit__")
+
+    def __init__(self) -> None:
+        lock = threading.RLock()
+        super().__init__(lock)
+        self.__enter__ = lock.__enter__  # type: ignore[method-assign]
+        self.__exit__ = lock.__exit__  # type: ignore[method-assign]
+
+
 class Future(concurrent.futures.Future[T]):
     """The result of a task that is still to come: a ``concurrent.futures.Future``."""
 
@@ -55,12 +67,23 @@ class Future(concurrent.futures.Future[T]):
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
-        with _lock:
-            if self._made_condition is None:
-                self._waiters: list[Any] = []
-                self._done_callbacks: list[Any] = []
-                self._made_condition = threading.Condition()
-        return self._made_condition
+        made = self._made_condition
+        if made is None:
+            # Made before the lock is taken: where nothing is called and nothing allocated, no finalizer and no signal
+            # handler runs, which may need a condition themselves.
+            waiters: list[Any] = []
+            callbacks: list[Any] = []
+            new = _Condition()
+            with _lock:
+                made = self._made_condition
+                if made is None:
+                    self._waiters = waiters
+                    self._done_callbacks = callbacks
+                    self._made_condition = made = new
+        return made
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle a Future: it is settled in the process that made it; pass its result")
 
     def __repr__(self) -> str:
         self._condition  # noqa: B018 - the standard repr reads the lists that go with it
@@ -85,14 +108,19 @@ class Future(concurrent.futures.Future[T]):
         if self._state == PENDING and not self._driver.take_back(self):
             return False
         if self._state == CANCELLED:
-            with self._condition:
-                if self._state == CANCELLED:
-                    self._state = CANCELLED_AND_NOTIFIED
-                    for waiter in self._waiters:
-                        waiter.add_cancelled(self)
-                    self._condition.notify_all()
-            self._call_back()
+            self.notify_cancelled()
         return self.cancelled()
+
+    def notify_cancelled(self) -> None:
+        """Tell waiters and callbacks of a future that is marked as cancelled; once."""
+        with self._condition:
+            if self._state != CANCELLED:
+                return
+            self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self._call_back()
 
     def mark_cancelled(self) -> bool:
         """For the broker, under its lock: nobody will run this task; False if it is settled already."""
@@ -103,27 +131,26 @@ class Future(concurrent.futures.Future[T]):
 
     def result(self, timeout: float | None = None) -> T:
         """The task's result, or its exception raised; ``TimeoutError`` after ``timeout`` seconds."""
-        if self._state == FINISHED:
-            if self._exception is not None:
-                try:
-                    raise self._exception
-                finally:
-                    self = None  # type: ignore[assignment]  # break the cycle through the traceback
-            return self._result  # type: ignore[no-any-return]
-        if self._driver is not None and self._state not in _DONE:
-            self._driver.wait_for(self, timeout)
-            timeout = 0
         try:
-            return super().result(timeout)
+            if self._settled_by_now(timeout):
+                if self._exception is not None:
+                    raise self._exception
+                return self._result  # type: ignore[no-any-return]
+            return super().result(0 if self._driver is not None else timeout)
         finally:
-            self = None  # type: ignore[assignment]
+            self = None  # type: ignore[assignment]  # break the cycle through the traceback
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The task's exception or None; ``TimeoutError`` after ``timeout`` seconds."""
-        if self._driver is not None and self._state not in _DONE:
+        if self._settled_by_now(timeout):
+            return self._exception
+        return super().exception(0 if self._driver is not None else timeout)
+
+    def _settled_by_now(self, timeout: float | None) -> bool:
+        """Whether the outcome is here, after waiting for it if there is a driver; makes no condition."""
+        if self._state != FINISHED and self._driver is not None and self._state not in _DONE:
             self._driver.wait_for(self, timeout)
-            timeout = 0
-        return super().exception(timeout)
+        return self._state == FINISHED
 
     def wait_on_condition(self, timeout: float | None) -> None:
         """Sleep until somebody else settles this future, at most ``timeout`` seconds."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -15,7 +15,7 @@ from repartir.pickler import dump, global_names, goes_by_reference
 
 HEAVY_BYTES = 1024 * 1024
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = os.path.dirname(__file__)
 
 
 class HeavyGlobals:

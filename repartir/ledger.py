@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
-from repartir.states import FINAL, TaskEvent, TaskState, after
+from repartir.states import FINAL, TRANSITIONS, TaskEvent, TaskState, after
 
 F = TypeVar("F")
 
@@ -21,8 +21,9 @@ MAX_REPOSTS = 3
 class Record(Generic[F]):
     """One task: what is posted for it, where, and which future waits for it.
 
-    ``payload`` and ``flags`` are what the slot carries; ``keep`` holds what must live as long as the task (the
-    function's reference); ``block`` is the arena block of its arguments, if it has one.
+    ``word`` is id and attempt as shared memory has them, ``payload`` and ``flags`` are what the slot carries; ``keep``
+    holds what must live as long as the task (the function's reference); ``block`` is the arena block of its
+    arguments, if it has one.
     """
 
     __slots__ = (
@@ -37,11 +38,13 @@ class Record(Generic[F]):
         "position",
         "state",
         "task_id",
+        "word",
     )
 
     def __init__(self, task_id: int, future: F, payload: Any, flags: int, keep: Any, name: object) -> None:
         self.task_id = task_id
         self.attempt = 1
+        self.word = task_word(task_id, 1)
         self.future = future
         self.payload = payload
         self.flags = flags
@@ -51,10 +54,6 @@ class Record(Generic[F]):
         self.lane = -1
         self.position = -1
         self.state = TaskState.PENDING
-
-    @property
-    def word(self) -> int:
-        return task_word(self.task_id, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +74,9 @@ class Settle(Generic[F]):
 Action = Repost[F] | Settle[F]
 
 
+_POST = {old: new for (old, event), new in TRANSITIONS.items() if event is TaskEvent.POST}
+
+
 class Ledger(Generic[F]):
     """Records by task id, and how many answers came late."""
 
@@ -89,7 +91,8 @@ class Ledger(Generic[F]):
 
     def enter(self, record: Record[F]) -> None:
         """The task is about to be posted.  May be repeated."""
-        record.state = after(record.state, TaskEvent.POST)
+        state = record.state
+        record.state = _POST.get(state) or after(state, TaskEvent.POST)
         self.records[record.task_id] = record
 
     def claimant(self, word: int) -> Record[F] | None:
@@ -108,8 +111,9 @@ class Ledger(Generic[F]):
 
     def close(self, record: Record[F], event: TaskEvent) -> None:
         """The record's future is settled or cancelled: forget it.  May be repeated."""
-        if record.state not in FINAL:
-            record.state = after(record.state, event)
+        state = record.state
+        if state not in FINAL:
+            record.state = TRANSITIONS.get((state, event)) or after(state, event)
         self.records.pop(record.task_id, None)
 
     def member_died(self, claims: Iterable[int], started: int) -> list[Action[F]]:
@@ -134,4 +138,5 @@ class Ledger(Generic[F]):
         """The next attempt of a task whose member died before it began."""
         record.state = after(record.state, TaskEvent.REPOST)
         record.attempt += 1
+        record.word = task_word(record.task_id, record.attempt)
         record.lane = record.position = -1

@@ -9,6 +9,7 @@ Commands and reports are fixed-size messages on a socket pair: ``COMMAND`` (oper
 
 from __future__ import annotations
 
+import atexit
 import enum
 import os
 import select
@@ -57,6 +58,7 @@ class Nursery:
         self._control = control
         self._board = board
         self._settings = settings
+        self._pid = os.getpid()
         self._members: dict[int, int] = {}
         self._quitting = False
         self._wake_r, self._wake_w = os.pipe()
@@ -100,9 +102,16 @@ class Nursery:
         return poll
 
     def _obey(self) -> bool:
-        """Carry out one command; False when the client closed its end without a word."""
-        message = self._control.recv(COMMAND.size, socket.MSG_WAITALL)
-        if not message:
+        """Carry out one command; False when the client closed its end without a word, or within one."""
+        try:
+            message = self._control.recv(COMMAND.size, socket.MSG_WAITALL)
+            while 0 < len(message) < COMMAND.size and (
+                rest := self._control.recv(COMMAND.size - len(message))
+            ):
+                message += rest
+        except ConnectionResetError:  # instead of an end of file, where reports of ours lay unread
+            message = b""
+        if len(message) < COMMAND.size:
             self._quitting = True
             self._signal_all(signal.SIGKILL)
             return False
@@ -154,20 +163,25 @@ class Nursery:
         self._members[pid] = row
 
     def _become_member(self, process: object) -> NoReturn:
+        from multiprocessing import util
+
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            die_with_parent(os.getppid())
+            die_with_parent(self._pid)
             for fd in (self._wake_r, self._wake_w, self._life_w, self._client_fd):
                 if fd >= 0:
                     os.close(fd)
             self._control.close()
             reseed()
+            atexit._clear()
+            atexit.register(util._exit_function)  # type: ignore[attr-defined]  # since 3.13 `_bootstrap` leaves it to its caller
             code = process._bootstrap(parent_sentinel=self._life_r)  # type: ignore[attr-defined]
         except BaseException:  # noqa: BLE001 - this process ends here
             traceback.print_exc()
         finally:
+            atexit._run_exitfuncs()
             os._exit(code)
 
 

@@ -15,14 +15,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from repartir.codec import Encoded, decode, encode_result
-from repartir.diagnosis import describe
+from repartir.codec import ATOMS, PROTOCOL, Encoded, decode, encode_result
+from repartir.diagnosis import describe, is_interruption
 from repartir.errors import TaskNotSerializable
 from repartir.portable import message_of, portable_pickle, strip_tracebacks
 
 ERROR_MARK = b"E"  # a pickle begins with b"\x80"
-
-_FATAL_IN_CLIENT = (KeyboardInterrupt, GeneratorExit)
 
 
 class RemoteTraceback(Exception):  # noqa: N818
@@ -95,8 +93,11 @@ def encode_outcome(outcome: Value | Error) -> Encoded | bytes:
     task's objects alive.
     """
     if isinstance(outcome, Value):
+        value = outcome.value
+        if type(value) in ATOMS:
+            return pickle.dumps(value, PROTOCOL)
         try:
-            return encode_result(outcome.value)
+            return encode_result(value)
         except BaseException as exception:  # noqa: BLE001
             outcome = caught(exception)
     return _encode_error(outcome.exception, outcome.traceback)
@@ -112,16 +113,16 @@ def _encode_error(exception: BaseException, text: str) -> bytes:
 def decode_outcome(data: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()) -> Value | Error:
     """The outcome that was encoded. What cannot be unpickled becomes an Error with TaskNotSerializable.
 
-    Raises only KeyboardInterrupt that arrives meanwhile, and what unpickling raises for bytes that
+    Raises only what a signal handler raises meanwhile, such as KeyboardInterrupt, and what unpickling raises for bytes that
     `encode_outcome` did not make.
     """
     if data[:1] == ERROR_MARK:
         return _decode_error(memoryview(data)[1:])
     try:
         return Value(decode(data, buffers))
-    except _FATAL_IN_CLIENT:
-        raise
-    except BaseException as failure:  # noqa: BLE001
+    except BaseException as failure:
+        if is_interruption(failure):
+            raise
         text = format_exception(failure)
         strip_tracebacks(failure)
         error = TaskNotSerializable(
@@ -136,9 +137,9 @@ def _decode_error(envelope: memoryview) -> Error:
     exception: BaseException
     try:
         exception = _load_exception(payload, summary, problem)
-    except _FATAL_IN_CLIENT:
-        raise
-    except BaseException as failure:  # noqa: BLE001
+    except BaseException as failure:
+        if is_interruption(failure):
+            raise
         exception = TaskNotSerializable(
             f"the task raised {summary}; "
             f"this exception cannot be unpickled in the client: {describe(failure)}"

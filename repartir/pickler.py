@@ -8,7 +8,6 @@ together share one globals dict. This is the only file that knows cloudpickle.
 from __future__ import annotations
 
 import copyreg
-import hashlib
 import io
 import pickle
 import sys
@@ -228,7 +227,9 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         if not record.is_own:
             return record.version
         contents = dump_in_band(cls, self.inherited, contents_of=cls)
-        return record.version_of(hashlib.blake2b(contents, digest_size=16).digest())
+        from hashlib import blake2b  # here, as it loads OpenSSL
+
+        return record.version_of(blake2b(contents, digest_size=16).digest())
 
     def _definition(self, cls: type, record: classes.ClassRecord) -> bytes:
         """A pickled definition that stands alone: the owner makes it anew, others once a version."""

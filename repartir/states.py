@@ -13,6 +13,8 @@ from repartir.errors import InternalError
 class TaskState(enum.Enum):
     """Where a task is."""
 
+    __hash__ = object.__hash__  # that of Enum is written in Python, and every task is looked up twice
+
     PENDING = "pending"
     """Entered; waits in the client for room in a deque."""
     POSTED = "posted"
@@ -25,6 +27,8 @@ class TaskState(enum.Enum):
 
 class TaskEvent(enum.Enum):
     """What happens to a task."""
+
+    __hash__ = object.__hash__
 
     POST = "post"
     """The client puts it into a deque.  May be repeated after an interruption."""

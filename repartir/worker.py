@@ -18,13 +18,14 @@ from repartir.codec import Encoded, decode
 from repartir.functions import FunctionCache
 from repartir.inherited import InheritedArrays
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
-from repartir.shm.board import Board, Kind, MemberState
+from repartir.shm.board import Board, ClientSleep, Kind, MemberState
 from repartir.shm.deque import Entry, TaskDeque
 from repartir.shm.layout import (
     ANSWER,
     ANSWER_IN_BLOCK,
     CALL_EACH,
     CALL_MANY,
+    H_CLIENT_SLEEP,
     IN_BLOCK,
     MEMBER_BROKEN,
     MEMBER_READY,
@@ -65,7 +66,11 @@ class Worker:
         self._lane = board.lanes[index]
         self._spawn = board.spawns[index]
         self._outbox = board.outboxes[index]
+        self._largest_bytes = self._outbox.largest_bytes
         self._victims = self._others(Kind.CPU)
+        self._ends = [
+            (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
+        ]
         self._pid = os.getpid()
 
     def run(self) -> None:
@@ -108,16 +113,16 @@ class Worker:
         result = self._call(payload, flags)
         if os.getpid() != self._pid:
             os._exit(0)
-        words[row.runs] += 1
         self.answer(word, result)
+        words[row.runs] += 1
 
     def answer(self, word: int, result: outcome.Value | outcome.Error) -> None:
         """Publish a task's outcome, then let go of the claim."""
         body = outcome.encode_outcome(result)
-        if isinstance(body, Encoded) or len(body) > self._outbox.largest_bytes:
-            self._send(word, ANSWER_IN_BLOCK, self._store(body, word | RESULT).pack())
-        else:
+        if type(body) is bytes and len(body) <= self._largest_bytes:
             self._send(word, ANSWER, body)
+        else:
+            self._send(word, ANSWER_IN_BLOCK, self._store(body, word | RESULT).pack())
         self._words[self._row.claim] = 0
 
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
@@ -152,7 +157,8 @@ class Worker:
             if self._outbox.put(word, status, body):
                 break
             self._wait_for_client()
-        if self._board.client_parked:
+        sleep = self._words[H_CLIENT_SLEEP]
+        if sleep and (sleep == ClientSleep.PARKED or not self._lane.size_hint()):
             self._wake_client()
 
     def _wait_for_client(self) -> None:
@@ -175,8 +181,7 @@ class Worker:
                 entry = self._spin()
                 if entry is not None:
                     parking.stop_spinning(index)
-                    if parking.anyone_idle() and self._hinted():
-                        parking.wake()
+                    self._pass_on()
                     return entry
             parking.announce(index)
             if (
@@ -184,23 +189,38 @@ class Worker:
                 or board.closing
             ):
                 parking.retract(index)
-            elif not board.semaphores[index].wait(_PARK_S):
+            elif not board.semaphores[index].wait(_PARK_S) or parking.is_idle(index):
+                # Idle though awake: the post was for an earlier announcement, or for a full outbox.
                 parking.retract(index)
             entry = self.find_work()
             if entry is not None or board.closing:
+                self._pass_on()
                 return entry
 
+    def _pass_on(self) -> None:
+        """A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever
+        leaves its rest with a task wakes the next for what is left."""
+        if self._board.parking.anyone_idle() and self._hinted():
+            self._board.parking.wake()
+
     def _spin(self) -> Entry | None:
-        until = time.perf_counter() + SPIN_S
-        while time.perf_counter() < until:
-            entry = self.find_work()
-            if entry is not None:
-                return entry
-            os.sched_yield()
+        clock, give_way, words, ends = time.perf_counter, os.sched_yield, self._words, self._ends
+        until = clock() + SPIN_S
+        while clock() < until:
+            for head, tail in ends:
+                if words[head] != words[tail]:
+                    entry = self.find_work()
+                    if entry is not None:
+                        return entry
+            give_way()
         return None
 
     def _hinted(self) -> bool:
-        return self._lane.size_hint() > 0 or any(victim.size_hint() > 0 for victim in self._victims)
+        words = self._words
+        for head, tail in self._ends:
+            if words[head] != words[tail]:
+                return True
+        return False
 
     def _others(self, kind: Kind) -> list[TaskDeque]:
         """The deques of all other members of this kind, beginning behind the own row."""
@@ -216,7 +236,10 @@ class Worker:
         if isinstance(result, outcome.Value):
             return True
         sys.stderr.write(result.traceback)
-        self._send(0, MEMBER_BROKEN, result.traceback.encode())
+        text, most = result.traceback.encode(), self._outbox.largest_bytes
+        if len(text) > most:
+            text = text[: most // 2 - 8] + "\n…\n".encode() + text[-most // 2 :]
+        self._send(0, MEMBER_BROKEN, text)
         return False
 
 

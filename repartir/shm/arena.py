@@ -2,10 +2,9 @@
 
 One sparse file, mapped whole by every process; ``reserve`` backs it with memory step by step, before use.  Blocks are
 carved one behind the other, each with a 64-byte header that says its size class, its generation and its owner; freed
-ones go to the free list of their class and are reused warm.  The owner word is the truth (0: free), and its store is
-the commit of both taking and giving back; the generation counts up when a block is taken, before that store.  The free
-lists are derived from the owner words, so a death in the middle costs a rebuild of the lists, and an exception hides at
-most one free block until then.
+ones go to the free list of their class and are reused warm.  The owner word is the truth (0: free); the free lists are
+derived from it, so a death or an exception in the middle costs at most a rebuild of the lists.  A block gets a new
+generation when it is given out, so one store frees it, and a handle never fits a later use of its block.
 """
 
 from __future__ import annotations
@@ -130,9 +129,13 @@ class Arena:
         if handle is None:
             return None
         data, base = self._data, handle.offset
-        data[base : base + len(index)] = index
-        for part, size, start in zip(parts, sizes, starts, strict=True):
-            data[base + start : base + start + size] = part
+        try:
+            data[base : base + len(index)] = index
+            for part, size, start in zip(parts, sizes, starts, strict=True):
+                data[base + start : base + start + size] = part
+        except BaseException:
+            self.free(handle)
+            raise
         return handle
 
     def load(self, handle: Handle) -> list[bytearray]:
@@ -214,10 +217,9 @@ class Arena:
             block = self._pop_free(size_class) or self._carve(size_class) or self._larger(size_class)
             if not block:
                 return None
-            generation = words[block + B_GENERATION] + 1
-            words[block + B_GENERATION] = generation
+            words[block + B_GENERATION] = words[block + B_GENERATION] + 1
             words[block + B_OWNER] = owner
-            return Handle(block * WORD + BLOCK_HEADER_BYTES, generation, size)
+            return Handle(block * WORD + BLOCK_HEADER_BYTES, words[block + B_GENERATION], size)
         finally:
             lock.release()
 

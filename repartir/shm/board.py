@@ -5,9 +5,11 @@ The client makes it, members inherit it by fork, a fresh interpreter attaches to
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 from collections.abc import Sequence
+from typing import NoReturn
 
 from repartir.errors import InternalError
 from repartir.shm import layout
@@ -39,6 +41,15 @@ class MemberState(enum.IntEnum):
     RETIRED = 4
 
 
+class ClientSleep(enum.IntEnum):
+    """Whether a member that answers must wake the client."""
+
+    AWAKE = 0
+    PARKED = 1
+    NAPS = 2
+    """It looks again within a moment; only a member that runs out of work wakes it."""
+
+
 class Row:
     """One member's row: indices of its words."""
 
@@ -57,8 +68,12 @@ class Row:
         self.blocked = first + layout.R_BLOCKED
 
 
+class BoardClosed(InternalError):  # noqa: N818
+    """A part of a closed board was asked for."""
+
+
 class Board:
-    """Rows, deques, outboxes, parking lot and arena of one ring."""
+    """Rows, deques, outboxes, parking lot and arena of one ring.  Closed, it has none: ``BoardClosed``."""
 
     def __init__(self, ring: Segment, arena: Segment, shape: RingLayout, lock_fd: int | None) -> None:
         self.segments = (ring, arena)
@@ -88,24 +103,33 @@ class Board:
         """Make the segments of a ring for ``rows`` members.  Raises ``SharedMemoryFull``."""
         shape = RingLayout(rows)
         limit = arena_limit()
-        lock_fd = None if robust_mutex_works() else open_unlinked(shm_dir())
-        ring = Segment.create(shape.total_bytes)
-        try:
+        with contextlib.ExitStack() as undo:
+            ring = Segment.create(shape.total_bytes)
+            undo.callback(ring.close)
             arena = Segment.create(limit, reserved=layout.ARENA_HEADER_BYTES)
-        except BaseException:
-            ring.close()
-            raise
-        board = cls(ring, arena, shape, lock_fd)
-        board._format()
+            undo.callback(arena.close)
+            lock_fd = None
+            if not robust_mutex_works():
+                lock_fd = open_unlinked(shm_dir())
+                undo.callback(os.close, lock_fd)
+            board = cls(ring, arena, shape, lock_fd)
+            board._format()
+            undo.pop_all()
         return board
 
     @classmethod
     def attach(cls, ring_fd: int, arena_fd: int, lock_fd: int | None) -> Board:
         """Map the segments of a ring whose descriptors were passed to this process."""
-        ring = Segment.attach(ring_fd)
-        if ring.words[layout.H_MAGIC] != layout.MAGIC or ring.words[layout.H_VERSION] != layout.VERSION:
+        ring, arena = Segment.attach(ring_fd), Segment.attach(arena_fd)
+        shape = _shape_of(ring)
+        if shape is None or arena.words[layout.A_MAGIC] != layout.ARENA_MAGIC:
             raise InternalError("the segment passed is no ring of this version of Repartir")
-        return cls(ring, Segment.attach(arena_fd), RingLayout(ring.words[layout.H_ROWS]), lock_fd)
+        return cls(ring, arena, shape, lock_fd)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise BoardClosed(f"the board is closed and has no {name}")
 
     def descriptors(self) -> list[int]:
         """The descriptors that ``attach`` needs in another process."""
@@ -126,7 +150,7 @@ class Board:
         """Make a dead member's row ready for its successor.  Its lane keeps its tasks."""
         row = self.rows[index]
         self.parking.forget(index)
-        for word in (row.pid, row.claim, row.started, row.blocked):
+        for word in (row.pid, row.state, row.claim, row.started, row.blocked):
             self.words[word] = 0
         self.semaphores[index].create()
 
@@ -142,12 +166,8 @@ class Board:
     def set_closing(self) -> None:
         self.words[layout.H_CLOSING] = 1
 
-    @property
-    def client_parked(self) -> bool:
-        return bool(self.words[layout.H_CLIENT_PARKED])
-
-    def set_client_parked(self, parked: bool) -> None:
-        self.words[layout.H_CLIENT_PARKED] = parked
+    def set_client_sleep(self, how: ClientSleep) -> None:
+        self.words[layout.H_CLIENT_SLEEP] = how
 
     def _locks(self) -> list[Lock]:
         deques = [deque.lock for deque in (*self.lanes, *self.spawns)]
@@ -173,3 +193,14 @@ class Board:
         ring = self.segments[0]
         lock = make(base, base // WORD + layout.O_DIRTY_W)
         return Outbox(ring.words, ring.data, base, self.shape.outbox_bytes, lock)
+
+
+def _shape_of(ring: Segment) -> RingLayout | None:
+    """The layout that a segment's header names, None unless it is one of ours and fits the segment."""
+    words = ring.words
+    if ring.size < layout.HEADER_BYTES or words[layout.H_MAGIC] != layout.MAGIC:
+        return None
+    if words[layout.H_VERSION] != layout.VERSION or not 1 <= words[layout.H_ROWS] <= layout.MAX_ROWS:
+        return None
+    shape = RingLayout(words[layout.H_ROWS])
+    return shape if shape.total_bytes == ring.size else None

@@ -31,9 +31,22 @@ Entry = tuple[int, bytes, int]
 
 
 class TaskDeque:
-    """A deque at byte ``base`` with ``capacity`` slots (a power of two); ``claims`` are the claim words of all rows."""
+    """A deque at byte ``base`` with ``capacity`` slots (a power of two); ``claims`` are the claim words of all rows.
 
-    __slots__ = ("_capacity", "_claims", "_data", "_head", "_mask", "_slots", "_tail", "_words", "lock")
+    For a member that looks often: while the words of index ``head_word`` and ``tail_word`` are equal it is empty.
+    """
+
+    __slots__ = (
+        "_capacity",
+        "_claims",
+        "_data",
+        "_mask",
+        "_slots",
+        "_words",
+        "head_word",
+        "lock",
+        "tail_word",
+    )
 
     def __init__(
         self, words: Words, data: Data, base: int, capacity: int, lock: Lock, claims: Sequence[int]
@@ -42,8 +55,8 @@ class TaskDeque:
         self._data = data
         self._capacity = capacity
         self._mask = capacity - 1
-        self._head = base // WORD + D_HEAD_W
-        self._tail = base // WORD + D_TAIL_W
+        self.head_word = base // WORD + D_HEAD_W
+        self.tail_word = base // WORD + D_TAIL_W
         self._slots = (base + DEQUE_HEADER_BYTES) // WORD
         self._claims = claims
         self.lock = lock
@@ -51,20 +64,20 @@ class TaskDeque:
 
     def size_hint(self) -> int:
         """Entries, as seen without the lock: good for deciding where to look, not for reading a payload."""
-        return self._words[self._tail] - self._words[self._head]
+        return self._words[self.tail_word] - self._words[self.head_word]
 
     def taken(self, position: int) -> bool:
         """Whether the entry at ``position`` has left the deque: a hint that turns True once and stays so."""
-        return self._words[self._head] > position
+        return self._words[self.head_word] > position
 
     @property
     def tail(self) -> int:
         """The position that the next push will use; exact for the only process that pushes."""
-        return self._words[self._tail]
+        return self._words[self.tail_word]
 
     def room(self) -> int:
         """Free slots; for the only process that pushes never too many."""
-        return self._capacity - (self._words[self._tail] - self._words[self._head])
+        return self._capacity - (self._words[self.tail_word] - self._words[self.head_word])
 
     def push_tail(self, entries: Sequence[Entry]) -> bool:
         """Append ``entries`` in one commit; False (and nothing appended) when they do not all fit."""
@@ -72,8 +85,8 @@ class TaskDeque:
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
-            tail = words[self._tail]
-            if tail - words[self._head] + len(entries) > self._capacity:
+            tail = words[self.tail_word]
+            if tail - words[self.head_word] + len(entries) > self._capacity:
                 return False
             for task, payload, flags in entries:
                 slot = slots + (tail & mask) * SLOT_WORDS
@@ -83,7 +96,7 @@ class TaskDeque:
                 words[slot + S_SIZE] = size | flags
                 words[slot] = task
                 tail += 1
-            words[self._tail] = tail
+            words[self.tail_word] = tail
             return True
         finally:
             lock.release()
@@ -94,8 +107,8 @@ class TaskDeque:
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
-            head = words[self._head]
-            tail = words[self._tail]
+            head = words[self.head_word]
+            tail = words[self.tail_word]
             while head != tail:
                 slot = self._slots + (head & self._mask) * SLOT_WORDS
                 head += 1
@@ -103,9 +116,9 @@ class TaskDeque:
                 if task:
                     entry = self._read(slot, task)
                     words[claim] = task
-                    words[self._head] = head
+                    words[self.head_word] = head
                     return entry
-                words[self._head] = head
+                words[self.head_word] = head
             return None
         except BaseException:
             self._void((claim,))
@@ -119,8 +132,8 @@ class TaskDeque:
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
-            head = words[self._head]
-            tail = words[self._tail]
+            head = words[self.head_word]
+            tail = words[self.tail_word]
             while head != tail:
                 tail -= 1
                 slot = self._slots + (tail & self._mask) * SLOT_WORDS
@@ -128,9 +141,9 @@ class TaskDeque:
                 if task:
                     entry = self._read(slot, task)
                     words[claim] = task
-                    words[self._tail] = tail
+                    words[self.tail_word] = tail
                     return entry
-                words[self._tail] = tail
+                words[self.tail_word] = tail
             return None
         except BaseException:
             self._void((claim,))
@@ -145,10 +158,21 @@ class TaskDeque:
             if code := lock.try_acquire():
                 lock.wait(code)
             slot = self._slots + (position & self._mask) * SLOT_WORDS
-            if not words[self._head] <= position < words[self._tail] or words[slot + S_TASK] != task:
+            if not words[self.head_word] <= position < words[self.tail_word] or words[slot + S_TASK] != task:
                 return False
             words[slot + S_TASK] = 0
             return True
+        finally:
+            lock.release()
+
+    def holds(self, position: int, task: int) -> bool:
+        """Whether ``task``, pushed at ``position``, still waits here."""
+        words, lock = self._words, self.lock
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            slot = self._slots + (position & self._mask) * SLOT_WORDS
+            return words[self.head_word] <= position < words[self.tail_word] and words[slot + S_TASK] == task
         finally:
             lock.release()
 
@@ -158,13 +182,13 @@ class TaskDeque:
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
-            return words[self._head] == words[self._tail]
+            return words[self.head_word] == words[self.tail_word]
         finally:
             lock.release()
 
     def check(self) -> None:
         """Raise ``InternalError`` unless the invariants hold; the caller keeps others away."""
-        head, tail = self._words[self._head], self._words[self._tail]
+        head, tail = self._words[self.head_word], self._words[self.tail_word]
         if not 0 <= tail - head <= self._capacity:
             raise InternalError(f"deque with head {head}, tail {tail}, capacity {self._capacity}")
         for position in range(head, tail):
@@ -187,7 +211,7 @@ class TaskDeque:
     def _void(self, claims: Sequence[int]) -> None:
         """Reset each of these claims that names an entry still at the head or the tail: it was not committed."""
         words = self._words
-        head, tail = words[self._head], words[self._tail]
+        head, tail = words[self.head_word], words[self.tail_word]
         if head == tail:
             return
         ends = {

@@ -20,7 +20,7 @@ VERSION = 1
 WORD = 8
 
 HEADER_BYTES = 512
-H_MAGIC, H_VERSION, H_ROWS, H_CLOSING, H_CLIENT_PARKED = range(5)
+H_MAGIC, H_VERSION, H_ROWS, H_CLOSING, H_CLIENT_SLEEP = range(5)
 H_PARKING_LOCK = 64  # byte offset
 H_PARKING_DIRTY_W = 16
 H_IDLE_MASK_W = 24  # one bit a row, 64 rows a word
@@ -79,20 +79,21 @@ def _round_up(size: int, to: int) -> int:
 class RingLayout:
     """Byte offsets of every part of a ring segment with ``rows`` members.
 
-    ``capacity`` (slots of a deque) and ``outbox_bytes`` are powers of two.
+    ``capacity`` (slots of a deque) and ``outbox_bytes`` are powers of two; an outbox of less than a cache line would
+    misalign what lies behind it.
     """
 
     rows: int
-    capacity: int = 1024
-    spawn_capacity: int = 256
-    outbox_bytes: int = 1 << 17
+    capacity: int = 512
+    spawn_capacity: int = 128
+    outbox_bytes: int = 1 << 16
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= MAX_ROWS:
             raise ValueError(f"a ring has 1 to {MAX_ROWS} members, not {self.rows}")
-        for value in (self.capacity, self.spawn_capacity, self.outbox_bytes):
-            if value < 4 or value & (value - 1):
-                raise ValueError(f"capacities are powers of two, at least 4, not {value}")
+        for value, least in ((self.capacity, 4), (self.spawn_capacity, 4), (self.outbox_bytes, LOCK_BYTES)):
+            if value < least or value & (value - 1):
+                raise ValueError(f"capacities are powers of two, at least {least}, not {value}")
 
     @property
     def _deques(self) -> int:

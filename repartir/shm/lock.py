@@ -20,23 +20,29 @@ deadlock.
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import errno
 import fcntl
 import functools
+import itertools
+import operator
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from repartir.errors import InternalError
+from repartir.shm.clib import Timespec, holding_gil, releasing_gil
 from repartir.shm.layout import LOCK_BYTES
 from repartir.shm.segment import Segment
 from repartir.shm.words import Words
 
 _SLICE_S = 0.2  # longest sleep in the C library, so that Python's signal handlers get through
 _SPINS = 64
+_SELF_TEST_S = 1.0
+_REPAIRS = 100  # more are no interruptions, but an error of the repair's own
 _TAKEN_AGAIN = "a shared lock was taken again by its owner (from a signal handler or a finalizer)"
 _SHARED, _ROBUST, _ERRORCHECK = 1, 1, 2
 EOWNERDEAD = getattr(errno, "EOWNERDEAD", 130)
@@ -62,27 +68,13 @@ def nothing_to_repair() -> None:
     """For structures whose every commit is one store."""
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
-
-
-@functools.cache
-def _holding_gil() -> ctypes.PyDLL:
-    return ctypes.PyDLL(None)
-
-
-@functools.cache
-def _releasing_gil() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
 class PthreadLock:
     """A robust process-shared mutex of ``LOCK_BYTES`` at ``offset`` of a segment."""
 
     __slots__ = ("_pointer", "release", "repair", "try_acquire")
 
     def __init__(self, segment: Segment, offset: int) -> None:
-        library = _holding_gil()
+        library = holding_gil()
         self._pointer = segment.pointer(offset)
         self.try_acquire: Callable[[], int] = functools.partial(library.pthread_mutex_trylock, self._pointer)
         self.release: Callable[[], int] = functools.partial(library.pthread_mutex_unlock, self._pointer)
@@ -90,7 +82,7 @@ class PthreadLock:
 
     def create(self) -> None:
         """Initialise the mutex; done once, by the segment's maker."""
-        library = _holding_gil()
+        library = holding_gil()
         attributes = ctypes.create_string_buffer(64)
         for code in (
             library.pthread_mutexattr_init(attributes),
@@ -104,16 +96,18 @@ class PthreadLock:
 
     def wait(self, code: int) -> None:
         """Take the lock after ``try_acquire`` returned ``code``: it is busy, or its owner died, or is this thread."""
-        for _ in range(_SPINS):
-            if code != errno.EBUSY:
-                return self._taken(code)
+        spins = _SPINS
+        while code == errno.EBUSY and spins:
             os.sched_yield()
             code = self.try_acquire()
-        deadline = _Timespec()
-        timedlock = _releasing_gil().pthread_mutex_timedlock
+            spins -= 1
+        if code != errno.EBUSY:
+            return self._taken(code)
+        deadline = Timespec()
+        timedlock = releasing_gil().pthread_mutex_timedlock
         while True:
             until = time.time() + _SLICE_S
-            deadline.tv_sec, deadline.tv_nsec = int(until), int(until % 1 * 1e9)
+            deadline.set(until)
             code = timedlock(self._pointer, ctypes.byref(deadline))
             if code != errno.ETIMEDOUT:
                 return self._taken(code)
@@ -124,12 +118,15 @@ class PthreadLock:
         elif code == errno.EDEADLK:
             raise InternalError(_TAKEN_AGAIN)
         elif code:
+            if code == errno.ENOTRECOVERABLE:
+                # glibc's trylock then leaves its thread's mark, on which others would wait for ever and unlock crashes.
+                holding_gil().pthread_mutex_destroy(self._pointer)
             raise InternalError(f"a shared lock is unusable: {os.strerror(code)}")
 
     def _recover(self) -> None:
         """Repair, whatever interrupts: a mutex that is let go before it is marked consistent is lost for ever."""
         interruption = None
-        while True:
+        for _ in range(_REPAIRS):
             try:
                 self.repair()
                 break
@@ -137,9 +134,33 @@ class PthreadLock:
                 raise
             except BaseException as exc:  # noqa: BLE001 - raised again below
                 interruption = exc
-        _holding_gil().pthread_mutex_consistent(self._pointer)
+        else:
+            raise InternalError("what a dead process left cannot be repaired") from interruption
+        holding_gil().pthread_mutex_consistent(self._pointer)
         if interruption is not None:
             raise interruption
+
+
+class _Iterable:
+    """Iterating over it calls what its ``__iter__`` was set to."""
+
+    __slots__ = ("__iter__",)
+
+    def __init__(self, make: Callable[[], Iterator[object]]) -> None:
+        self.__iter__ = make
+
+
+def _in_turn(*calls: Callable[[], object]) -> Callable[[], object]:
+    """A function that makes all of ``calls``, up to the first that returns False, and runs no bytecode for it.
+
+    Python looks for signals when it enters a function of its own, so in a ``finally`` a handler that raises would keep
+    such a function from doing anything; this one is C throughout.
+    """
+    results = _Iterable(functools.partial(map, operator.call, calls))
+    not_false = functools.partial(operator.is_not, False)
+    return functools.partial(
+        collections.deque, _Iterable(functools.partial(itertools.takewhile, not_false, results)), 0
+    )
 
 
 class FcntlLock:
@@ -148,7 +169,7 @@ class FcntlLock:
     The file belongs to locks alone: closing any descriptor of it would drop every lock of the process.
     """
 
-    __slots__ = ("_byte", "_dirty", "_fd", "_held", "_inside", "_words", "repair")
+    __slots__ = ("_byte", "_dirty", "_fd", "_held", "_inside", "_words", "release", "repair")
 
     def __init__(self, fd: int, byte: int, words: Words, dirty: int) -> None:
         self._fd = fd
@@ -156,8 +177,19 @@ class FcntlLock:
         self._words = words
         self._dirty = dirty
         self._inside = threading.RLock()
-        self._held = False
+        self._held = [False]
         self.repair = nothing_to_repair
+        let_go = _in_turn(
+            functools.partial(operator.getitem, self._held, 0),
+            functools.partial(operator.setitem, words, dirty, 0),
+            functools.partial(operator.setitem, self._held, 0, False),
+        )
+        self.release: Callable[[], object] = _in_turn(
+            self._inside._is_owned,  # type: ignore[attr-defined]
+            let_go,
+            functools.partial(fcntl.lockf, fd, fcntl.LOCK_UN, 1, byte),
+            self._inside.release,
+        )
 
     def create(self) -> None:
         self._words[self._dirty] = 0
@@ -178,30 +210,22 @@ class FcntlLock:
     def _taken(self) -> None:
         if self._words[self._dirty]:
             self.repair()
-        self._held = True
+        self._held[0] = True
         self._words[self._dirty] = 1
-
-    def release(self) -> None:
-        """Let go, whatever interrupts; nothing happens when this thread is not the owner."""
-        interruption = None
-        while self._inside._is_owned():  # type: ignore[attr-defined]
-            try:
-                if self._held:
-                    self._words[self._dirty] = 0
-                    self._held = False
-                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._byte)
-                self._inside.release()
-            except BaseException as exc:  # noqa: BLE001 - raised again below
-                interruption = exc
-        if interruption is not None:
-            raise interruption
 
     def wait(self, code: int) -> None:
         """Take the lock after ``try_acquire`` returned ``code``; signal handlers run meanwhile."""
         if code == errno.EDEADLK:
             raise InternalError(_TAKEN_AGAIN)
         self._inside.acquire()
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
+        while True:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
+                break
+            except OSError as exc:  # to the kernel the threads of a process are one waiter: no deadlock
+                if exc.errno != errno.EDEADLK:
+                    raise
+            os.sched_yield()
         self._taken()
 
 
@@ -220,9 +244,11 @@ def _robust_mutex_works() -> bool:
         holder = threading.Thread(target=lock.try_acquire)
         holder.start()
         holder.join()
-        noticed = lock.try_acquire() == EOWNERDEAD
+        until = time.monotonic() + _SELF_TEST_S
+        while (code := lock.try_acquire()) == errno.EBUSY and time.monotonic() < until:
+            os.sched_yield()  # `join` returns before the thread is quite gone
         lock.release()
-        return noticed
+        return code == EOWNERDEAD
     finally:
         segment.close()
 

@@ -23,19 +23,32 @@ Answer = tuple[int, int, bytes]
 
 
 class Outbox:
-    """A ring of ``size`` bytes (a power of two) behind the header at byte ``base``."""
+    """A ring of ``size`` bytes (a power of two) behind the header at byte ``base``.
 
-    __slots__ = ("_consumed", "_copied", "_data", "_head", "_ring", "_size", "_tail", "_words", "lock")
+    For a client that looks often: while the word of index ``tail_word`` equals ``consumed_tail`` there is nothing new.
+    """
+
+    __slots__ = (
+        "_copied",
+        "_data",
+        "_head",
+        "_ring",
+        "_size",
+        "_words",
+        "consumed_tail",
+        "lock",
+        "tail_word",
+    )
 
     def __init__(self, words: Words, data: Data, base: int, size: int, lock: Lock) -> None:
         self._words = words
         self._data = data
         self._size = size
         self._head = base // WORD + O_HEAD_W
-        self._tail = base // WORD + O_TAIL_W
+        self.tail_word = base // WORD + O_TAIL_W
         self._ring = base + OUTBOX_HEADER_BYTES
-        self._consumed = words[self._head]
-        self._copied = self._consumed
+        self.consumed_tail = words[self._head]
+        self._copied = self.consumed_tail
         self.lock = lock
 
     @property
@@ -51,7 +64,7 @@ class Outbox:
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
-            tail = words[self._tail]
+            tail = words[self.tail_word]
             if tail + need - words[self._head] > size:
                 return False
             at = tail & size - 1
@@ -64,22 +77,20 @@ class Outbox:
                 cut = size - at
                 data[start : start + cut] = record[:cut]
                 data[self._ring : self._ring + end - size] = record[cut:]
-            words[self._tail] = tail + need
+            words[self.tail_word] = tail + need
             return True
         finally:
             lock.release()
 
     def has_news(self) -> bool:
-        """A hint, read without the lock: records lie there that were not consumed.  For the client."""
-        return self._words[self._tail] != self._consumed
-
-    def has_news_for_sure(self) -> bool:
-        """The same under the lock: sees every record whose ``put`` was over before this call.  For the client."""
+        """Whether there are records that were not consumed, seen under the lock: none whose ``put`` was over before this
+        call is missed.  For the client.
+        """
         lock = self.lock
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
-            return self._words[self._tail] != self._consumed
+            return self._words[self.tail_word] != self.consumed_tail
         finally:
             lock.release()
 
@@ -89,9 +100,9 @@ class Outbox:
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
-            head = self._consumed
+            head = self.consumed_tail
             words[self._head] = head
-            tail = words[self._tail]
+            tail = words[self.tail_word]
             if not 0 <= tail - head <= size:
                 raise InternalError(f"outbox with head {head}, tail {tail}, size {size}")
             at = head & size - 1
@@ -107,11 +118,11 @@ class Outbox:
 
     def consumed(self) -> None:
         """All that the last ``peek`` returned is settled.  For the client."""
-        self._consumed = self._copied
+        self.consumed_tail = self._copied
 
     def check(self) -> None:
         """Raise ``InternalError`` unless the invariants hold; the caller keeps others away."""
-        head, tail = self._words[self._head], self._words[self._tail]
+        head, tail = self._words[self._head], self._words[self.tail_word]
         if not 0 <= tail - head <= self._size or (tail | head) & 7:
             raise InternalError(f"outbox with head {head}, tail {tail}, size {self._size}")
 
@@ -122,7 +133,10 @@ def records(copy: bytes) -> Iterator[Answer]:
     unpack = _HEADER.unpack_from
     total = len(copy)
     while at < total:
-        task, length, status = unpack(copy, at)
+        try:
+            task, length, status = unpack(copy, at)
+        except struct.error as exc:
+            raise InternalError(f"outbox record with {total - at} bytes left") from exc
         at += RECORD_HEADER_BYTES
         if at + length > total:
             raise InternalError(f"outbox record of {length} bytes with {total - at} left")

@@ -10,8 +10,8 @@ import ctypes
 import errno
 import mmap
 import os
-import secrets
 import sys
+from typing import Any
 
 from repartir.errors import SharedMemoryFull
 
@@ -41,7 +41,7 @@ def open_unlinked(folder: str) -> int:
         except OSError as exc:
             if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
-    path = os.path.join(folder, f"repartir-{os.getpid()}-{secrets.token_hex(8)}")
+    path = os.path.join(folder, f"repartir-{os.getpid()}-{os.urandom(8).hex()}")
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     os.unlink(path)
     return fd
@@ -53,10 +53,10 @@ def reserve(fd: int, offset: int, size: int) -> None:
     Raises ``SharedMemoryFull`` where there is no room.
     """
     if not hasattr(os, "posix_fallocate"):
-        step = bytes(1 << 16)
+        step, end = bytes(1 << 16), offset + size
         try:
-            for start in range(offset, offset + size, len(step)):
-                os.pwrite(fd, step[: offset + size - start], start)
+            while offset < end:
+                offset += os.pwrite(fd, step[: end - offset], offset)
         except OSError as exc:
             raise SharedMemoryFull(
                 f"no room for {size:,} bytes of shared memory: {exc.strerror}. {_REMEDY}"
@@ -80,14 +80,13 @@ class Segment:
     The mapping is never closed by hand: it goes with the last view of it.
     """
 
-    __slots__ = ("__weakref__", "_address", "data", "fd", "size", "words")
+    __slots__ = ("__weakref__", "data", "fd", "size", "words")
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
         self.data = mmap.mmap(fd, size)
         self.words = memoryview(self.data).cast("Q")
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
 
     @classmethod
     def create(cls, size: int, *, reserved: int | None = None) -> Segment:
@@ -113,9 +112,9 @@ class Segment:
         """Map a segment whose descriptor was passed to this process."""
         return cls(fd, os.fstat(fd).st_size)
 
-    def pointer(self, offset: int) -> ctypes.c_void_p:
-        """The address of a byte, for the C library."""
-        return ctypes.c_void_p(self._address + offset)
+    def pointer(self, offset: int) -> Any:
+        """The address of a byte, as an argument for the C library; keeps the mapping alive."""
+        return ctypes.byref(ctypes.c_char.from_buffer(self.data, offset))
 
     def close(self) -> None:
         """Close the descriptor; the mapping lives on until its last view dies."""

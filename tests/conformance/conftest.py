@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import signal
+import tempfile
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, wait
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from . import tasks
 from .kinds import ALL, SLOW_TO_START, Kind
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
@@ -105,8 +107,18 @@ class Shared:
         self.executor = self._warm()
 
     def _warm(self) -> Executor:
+        """One whose workers have all begun a task, so that none of them appears in the middle of a test."""
         executor = self._kind.make(2)
-        wait([executor.submit(pow, 2, 2) for _ in range(4)], timeout=LIMIT_S)
+        if self._kind.is_serial:
+            return executor
+        with tempfile.TemporaryDirectory() as folder:
+            bell, gate = BellKeeper(Path(folder, "bell")), GateKeeper(Path(folder, "gate"))
+            futures = [executor.submit(tasks.ring_and_wait, bell.bell, gate.gate) for _ in range(2)]
+            bell.hear(), bell.hear()
+            gate.open()
+            wait(futures, timeout=LIMIT_S)
+            bell.close()
+            gate.close()
         return executor
 
     def renew(self) -> None:

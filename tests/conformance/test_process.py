@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -68,6 +69,20 @@ def test_finalizers_run_at_the_end_of_a_worker(make: Make, tmp_path: Path) -> No
         ex.submit(pow, 2, 2).result(LIMIT_S)
         assert not log.exists()
     assert log.read_text() == "finalised\n"
+
+
+@workers
+def test_exit_functions_run_at_the_end_of_a_worker(make: Make, tmp_path: Path) -> None:
+    """As in the stdlib since 3.13: those that the worker registered, not those that it inherits."""
+    log, inherited = tmp_path / "log", tmp_path / "inherited"
+    atexit.register(tasks.append_line, str(inherited), "inherited")
+    try:
+        with make(1) as ex:
+            ex.submit(atexit.register, tasks.append_line, str(log), "exited").result(LIMIT_S)
+    finally:
+        atexit.unregister(tasks.append_line)
+    assert log.read_text() == "exited\n"
+    assert not inherited.exists()
 
 
 class TestWhatATaskMayDo:

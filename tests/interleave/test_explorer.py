@@ -187,10 +187,10 @@ class CommitsFirst(TaskDeque):
 
     def push_tail(self, entries: list[Entry]) -> bool:  # type: ignore[override]
         words, data = self._words, self._data
-        tail = words[self._tail]
-        if tail - words[self._head] + len(entries) > self._capacity:
+        tail = words[self.tail_word]
+        if tail - words[self.head_word] + len(entries) > self._capacity:
             return False
-        words[self._tail] = tail + len(entries)
+        words[self.tail_word] = tail + len(entries)
         for task, payload, flags in entries:
             slot = self._slots + (tail & self._mask) * SLOT_WORDS
             start = slot * WORD + SLOT_HEADER_BYTES
@@ -223,7 +223,7 @@ class ReusesAtOnce(Outbox):
 
     def peek(self) -> bytes:
         words, size = self._words, self._size
-        head, tail = self._consumed, words[self._tail]
+        head, tail = self.consumed_tail, words[self.tail_word]
         words[self._head] = tail
         ring = [
             self._data[self._ring + at % size : self._ring + at % size + 8] for at in range(head, tail, 8)

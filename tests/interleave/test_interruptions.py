@@ -132,7 +132,7 @@ def outbox_subject(world: World, operation: Callable[[OutboxFixture], object]) -
     it.answer(1)
 
     def state() -> Hashable:
-        waiting = it.segment.raw[layout.O_TAIL_W] - it.outbox._consumed
+        waiting = it.segment.raw[layout.O_TAIL_W] - it.outbox.consumed_tail
         return waiting, bytes(it.outbox.peek()[-8:])
 
     return Subject(lambda: operation(it), state, it.outbox.lock, it.outbox.check)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from repartir import states
 from tests.helpers import module_main
 
 ROOT = Path(__file__).parents[2]
@@ -27,3 +28,25 @@ def test_each_page_has_examples() -> None:
 def test_an_example_runs(tmp_path: Path, source: str) -> None:
     result = module_main(tmp_path, source)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_diagram_in_the_design_is_the_tables() -> None:
+    text = (ROOT / "docs/design.md").read_text()
+    assert f"```mermaid\n{states.diagram()}\n```" in text
+
+
+def test_the_design_names_every_file() -> None:
+    text = (ROOT / "docs/design.md").read_text()
+    modules = {path.relative_to(ROOT / "repartir") for path in (ROOT / "repartir").rglob("*.py")}
+    unnamed = [
+        str(path)
+        for path in sorted(modules)
+        if not path.name.startswith("__") and f"{path}`" not in text and f"`{path.parts[0]}/`" not in text
+    ]
+    assert unnamed == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))])
+def test_a_link_leads_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    assert [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()] == []

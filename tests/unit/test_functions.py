@@ -77,7 +77,7 @@ def test_what_workers_import_is_encoded_once(fn: Any, table: FunctionTable, enco
     ref = refs.pop()
     assert isinstance(ref.blob, bytes)
     assert len(ref.blob) < 200
-    assert ref.block is None
+    assert ref.head == b""
     if not isinstance(fn, functools.partial):
         assert load(ref) is fn
 
@@ -211,7 +211,7 @@ def test_a_changed_function_is_encoded_anew(
 def test_equal_contents_have_one_key_and_one_ref(table: FunctionTable, encodings: list[Any]) -> None:
     fn = dynamic("L = [1]\ndef f(): return L")["f"]
     first = table.encode(fn)
-    first.block = "kept"
+    first.head = b"kept"
     assert table.encode(fn) is first
     assert len(encodings) == 2
     assert first.key != 0

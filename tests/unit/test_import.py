@@ -1,23 +1,28 @@
-"""What `import repartir` costs and what it must not load."""
+"""What `import repartir` and the executor's import cost, and what they must not load."""
 
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import module_main, package_root
 
-HEAVY = ("asyncio", "cryptography", "rich", "ssl", "wgpu")
-PAIRS = 7
+HEAVY = ("_hashlib", "asyncio", "cryptography", "pathlib", "psutil", "rich", "ssl", "threadpoolctl", "wgpu")
+ROUNDS = 10
 LIMIT_S = 0.060
 
 
 def import_seconds(statement: str) -> float:
-    """CPU time of the statement in a fresh interpreter: other programs on the machine do not count."""
-    unmeasured = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    """CPU time of the statement in a fresh interpreter, compiled files at hand, not measured for coverage."""
+    unmeasured = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("COVERAGE") and name != "PYTHONDONTWRITEBYTECODE"
+    }
     script = f"import time; start = time.process_time(); {statement}; print(time.process_time() - start)"
     result = subprocess.run(
         [sys.executable, "-c", script],
@@ -30,12 +35,17 @@ def import_seconds(statement: str) -> float:
     return float(result.stdout)
 
 
-def test_import_costs_at_most_60_ms_over_numpy() -> None:
-    import_seconds("import numpy, repartir")  # writes the .pyc files
-    differences = [
-        import_seconds("import numpy, repartir") - import_seconds("import numpy") for _ in range(PAIRS)
-    ]
-    assert statistics.median(differences) <= LIMIT_S, differences
+@pytest.mark.parametrize("statement", ["import repartir", "from repartir import Executor, SerialExecutor"])
+def test_import_costs_at_most_60_ms_over_numpy(statement: str) -> None:
+    """The least of several runs: what shares the core adds to CPU time, and never takes from it."""
+    import_seconds(f"import numpy; {statement}")  # writes the .pyc files
+    with_ours, alone = [], []
+    for _ in range(ROUNDS):
+        with_ours.append(import_seconds(f"import numpy; {statement}"))
+        alone.append(import_seconds("import numpy"))
+        if len(alone) > 1 and min(with_ours) - min(alone) <= LIMIT_S:
+            return
+    pytest.fail(f"{min(with_ours) - min(alone):.3f} s: {with_ours}, {alone}")
 
 
 def test_import_loads_nothing_heavy(tmp_path: Path) -> None:
@@ -44,6 +54,7 @@ def test_import_loads_nothing_heavy(tmp_path: Path) -> None:
         """
         import sys
         import repartir
+        from repartir import *
         print(*sorted(set(sys.argv[1:]) & sys.modules.keys()))
         """,
         *HEAVY,

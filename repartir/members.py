@@ -1,0 +1,155 @@
+"""The members of one executor, as the broker's thread sees them: starts, exits, recovery, successors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+
+from repartir import outcome
+from repartir.errors import PoisonTask, WorkerDied
+from repartir.ledger import MAX_REPOSTS, Repost
+from repartir.pump import Pump, TaskRecord
+from repartir.shm.arena import RESULT
+from repartir.shm.board import MemberState
+from repartir.shm.layout import MEMBER_BROKEN, MEMBER_READY
+from repartir.states import TaskEvent
+from repartir.supervisor import STARTS, MemberExited, Supervisor, describe_exit
+
+
+class Members:
+    """Hears the nursery's reports and acts on them.  All of it in the broker's thread.
+
+    ``on_broken`` is told why the executor cannot go on.
+    """
+
+    def __init__(
+        self, pump: Pump, supervisor: Supervisor, on_broken: Callable[[BrokenProcessPool], None]
+    ) -> None:
+        rows = len(pump.board.rows)
+        self.starting = True
+        """Some member may still be on its way."""
+        self.retiring = False
+        """No successor is forked any more, and an exit is no loss."""
+        self.nursery_gone = False
+        self.lost = 0
+        self._pump = pump
+        self._board = pump.board
+        self._supervisor = supervisor
+        self._on_broken = on_broken
+        self._ready = [False] * rows
+        self._early_deaths = [0] * rows
+
+    def listen(self) -> bool:
+        """Hear what members said and what the nursery reported; True if the nursery had reports."""
+        self._hear_members()
+        reports = self._supervisor.reports()
+        for report in reports:
+            if isinstance(report, MemberExited):
+                with self._pump.mutex:
+                    self._member_exited(report)
+            elif not self.nursery_gone:
+                self._nursery_exited()
+        return bool(reports)
+
+    def check_start(self) -> bool:
+        """Look after members that hang before they run code of ours; True if the nursery was replaced."""
+        late = self._supervisor.late_starters()
+        if late is None:
+            return False
+        if not late:
+            self.starting = False
+        elif self._supervisor.restart_hung_nursery():
+            return True
+        else:
+            for at in late:
+                self._supervisor.kill(at)
+            self._supervisor.extend_deadline()
+        return False
+
+    def _hear_members(self) -> None:
+        said = self._pump.said
+        while said:
+            at, status, payload = said.popleft()
+            if status == MEMBER_READY:
+                self._ready[at] = True
+                self._early_deaths[at] = 0
+            elif status == MEMBER_BROKEN:
+                error = BrokenProcessPool(
+                    "the initializer of a worker failed, so the executor cannot be used"
+                )
+                error.__cause__ = outcome.RemoteTraceback(payload.decode(errors="replace"))
+                self._on_broken(error)
+
+    def _member_exited(self, exited: MemberExited) -> None:
+        """Recover what a dead member left, in the order that shm/README.md argues for, then have it replaced."""
+        at = exited.row
+        if exited.pid == 0:
+            self._on_broken(BrokenProcessPool(f"cannot fork a worker: {os.strerror(exited.status)}"))
+            return
+        self._pump.drain_row(at)
+        self._hear_members()
+        self._board.lock_and_unlock_all()
+        self._judge_claims(at, exited.exit_code)
+        self._count_exit(at, exited.exit_code)
+        self._board.reset_row(at)
+        if not (self.retiring or self._board.closing):
+            self.starting = True
+            self._supervisor.extend_deadline()
+            self._supervisor.fork(at)
+        self._board.parking.wake_all()
+
+    def _judge_claims(self, at: int, exit_code: int) -> None:
+        """A task that had not begun goes back into a deque, one that had begun fails."""
+        board, pump = self._board, self._pump
+        row = board.rows[at]
+        claim, started = board.words[row.claim], board.words[row.started]
+        for action in pump.ledger.member_died([claim], started):
+            if isinstance(action, Repost):
+                pump.repost(action.record)
+            else:
+                error = _died(action.record, exit_code, poison=action.poison)
+                pump.settle(action.record, None, error, TaskEvent.FAIL)
+        if claim:
+            board.arena.free_owned(claim | RESULT)
+
+    def _count_exit(self, at: int, exit_code: int) -> None:
+        retired = self._board.words[self._board.rows[at].state] == MemberState.RETIRED
+        if not (retired or self.retiring):
+            self.lost += 1
+            if not self._ready[at]:
+                self._early_deaths[at] += 1
+        self._ready[at] = False
+        if self._early_deaths[at] >= STARTS:
+            self._on_broken(
+                BrokenProcessPool(
+                    f"workers die before they are ready ({describe_exit(exit_code)}), {STARTS} in a row"
+                )
+            )
+
+    def _nursery_exited(self) -> None:
+        self.nursery_gone = True
+        if not (self.retiring or self._board.closing):
+            self._on_broken(
+                BrokenProcessPool("the process that forks the workers died, so the executor cannot go on")
+            )
+
+
+def _died(record: TaskRecord, code: int, *, poison: bool) -> WorkerDied:
+    how = describe_exit(code)
+    name = getattr(record.name, "__qualname__", None) or repr(record.name)
+    exit_code, number = (code, None) if code >= 0 else (None, -code)
+    if poison:
+        return PoisonTask(
+            f"{MAX_REPOSTS + 1} workers in a row died before they could begin task {name!r} (last: {how})",
+            exit_code=exit_code,
+            signal=number,
+            task=name,
+        )
+    return WorkerDied(
+        f"the worker that ran task {name!r} died ({how}). The task may have run in part; "
+        "other tasks are not affected.",
+        exit_code=exit_code,
+        signal=number,
+        task=name,
+    )

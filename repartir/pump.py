@@ -1,0 +1,414 @@
+"""The pump: moves tasks from the inbox to the deques, and answers from the outboxes to their futures.
+
+Any thread that submits or waits pumps, one at a time.  Each step may be interrupted by a signal handler's exception and
+is then repeated by whoever pumps next: a task leaves the inbox only after it is in a deque, and an answer is consumed
+only after its future has it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from repartir import outcome
+from repartir.codec import Encoded
+from repartir.errors import SharedMemoryFull
+from repartir.functions import FunctionRef
+from repartir.future import Future
+from repartir.ledger import Ledger, Record
+from repartir.shm.arena import FUNCTION_OWNER, Handle
+from repartir.shm.board import Board, BoardClosed
+from repartir.shm.layout import ANSWER_IN_BLOCK, ATTEMPT_BITS, IN_BLOCK, SLOT_PAYLOAD_BYTES
+from repartir.shm.outbox import records
+from repartir.states import TaskEvent
+from repartir.worker import FUNCTION
+
+DEFER = 64
+"""Under backlog so many submits are posted together."""
+_MOST_AT_ONCE = 256
+
+TaskFuture = Future[Any]
+TaskRecord = Record[TaskFuture]
+
+
+class Pump:
+    """Inbox, ledger and what is due, of one executor.
+
+    ``on_news`` is called when the broker's thread has something to do: from any thread, under ``mutex`` or not, so it
+    may only ring a bell.
+    """
+
+    def __init__(self, board: Board, on_news: Callable[[], None]) -> None:
+        self.board = board
+        self.ledger: Ledger[TaskFuture] = Ledger()
+        self.inbox: deque[TaskRecord] = deque()
+        self.due: deque[tuple[TaskFuture, Any, BaseException | None]] = deque()
+        """Outcomes for futures that somebody waits on by other means: the broker's thread delivers them."""
+        self.said: deque[tuple[int, int, bytes]] = deque()
+        """What members said of themselves: (row, status, payload)."""
+        self.garbage: deque[Handle] = deque()
+        """Blocks that finalizers want freed."""
+        self.doubtful: deque[TaskRecord] = deque()
+        """Tasks whose cancelling was interrupted: the broker's thread finds out what became of them."""
+        self.mutex = threading.RLock()
+        self.stuck = False
+        """The first task of the inbox waits for room."""
+        self.ended = False
+        self.backlog = 4 * len(board.rows)
+        """With so many tasks under way no member runs dry while the client takes its time."""
+        self._lanes = [
+            (row.index, lane.head_word, lane.tail_word, row.claim)
+            for row, lane in zip(board.rows, board.lanes, strict=True)
+        ]
+        """Where tasks go: row, and the words that tell how busy its member is."""
+        self._sources = [
+            (row.index, outbox, outbox.tail_word, row.blocked)
+            for row, outbox in zip(board.rows, board.outboxes, strict=True)
+        ]
+        """Where answers come from: row, outbox, and the words that tell of news."""
+        self._on_news = on_news
+        self._ids = itertools.count(1)
+        self.new_task_id = self._ids.__next__
+
+    def post(
+        self, future: TaskFuture, ref: FunctionRef, call: bytes | Encoded, flags: int, name: object
+    ) -> None:
+        """Commit a task by one append, then post it, or leave that to whoever is at work already.
+
+        Raises ``BoardClosed`` when the executor ended meanwhile, ``SharedMemoryFull`` when the function has no room.
+        """
+        payload: Any = ref.head or self._place_function(ref)
+        if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
+            record: TaskRecord = Record(future.task_id, future, payload + call, flags, ref, name)
+        else:
+            record = Record(future.task_id, future, payload, flags, ref, name)
+            try:
+                self._place_arguments(
+                    record, [call] if isinstance(call, bytes) else [call.meta, *call.buffers]
+                )
+            except BaseException:
+                self.board.arena.free_owned(record.word)
+                raise
+        inbox = self.inbox
+        inbox.append(record)
+        if self.ended:
+            raise BoardClosed
+        if len(self.ledger.records) < self.backlog:
+            self.pump(drain=False)
+        elif len(inbox) >= DEFER:
+            self.pump()
+
+    def _place_function(self, ref: FunctionRef) -> bytes:
+        """Put a function where members find it; what comes back begins every call of it."""
+        blob = ref.blob
+        parts: list[Any] = [blob] if isinstance(blob, bytes) else [blob.meta, *blob.buffers]
+        handle = self.board.arena.store(parts, FUNCTION_OWNER)
+        if handle is None:
+            raise no_room(sum(len(part) for part in parts))
+        weakref.finalize(ref, self.garbage.append, handle).atexit = False
+        ref.head = FUNCTION.pack(ref.key, handle.pack())
+        return ref.head
+
+    def _place_arguments(self, record: TaskRecord, parts: list[Any]) -> None:
+        """Copy large arguments to the arena; while that is full they stay in private memory."""
+        handle = self.board.arena.store(parts, record.word)
+        if handle is None:
+            record.block = [bytes(part) for part in parts]
+            return
+        record.block = handle
+        record.payload += handle.pack()
+        record.flags |= IN_BLOCK
+
+    def pump(self, drain: bool = True) -> None:
+        """Post what can be posted and, with ``drain``, settle what was answered; nothing if another thread does so now."""
+        mutex, inbox = self.mutex, self.inbox
+        try:
+            while not mutex._is_owned():  # type: ignore[attr-defined]
+                try:
+                    if not mutex.acquire(blocking=False):
+                        return
+                    if self.ended:
+                        return
+                    if inbox:
+                        self._flush()
+                    if drain and self._drain() and inbox:
+                        self._flush()
+                    stuck = self.stuck
+                finally:
+                    try:
+                        mutex.release()  # the first call here: after any other a signal handler may raise
+                    except RuntimeError:
+                        pass  # another thread has it
+                if stuck or not inbox:
+                    return
+        except BaseException:
+            self._on_news()  # interrupted: the broker's thread does the rest
+            raise
+
+    def pump_surely(self) -> None:
+        """The same, after whoever pumps now.  For the broker's thread."""
+        with self.mutex:
+            self._flush()
+            if self._drain():
+                self._flush()
+
+    # ---- tasks to deques
+
+    def _flush(self) -> None:
+        inbox, lanes = self.inbox, self.board.lanes
+        self.stuck = False
+        while inbox:
+            waiting = len(inbox)
+            if waiting == 1:
+                at, share = self._best_lane(), 1
+            else:
+                at = min(range(len(lanes)), key=lambda row: lanes[row].size_hint())
+                share = min(-(-waiting // len(lanes)), _MOST_AT_ONCE)
+            room = lanes[at].room()
+            if not room or not self._fill(at, min(share, room)):
+                self.stuck = True
+                return
+
+    def _best_lane(self) -> int:
+        """Where a lone task is begun soonest: a free member, one that spins first; else the shortest lane."""
+        words = self.board.words
+        free, shortest, least = -1, 0, 1 << 62
+        for at, head, tail, claim in self._lanes:
+            waiting = words[tail] - words[head]
+            if not waiting and not words[claim]:
+                if not self.board.parking.is_idle(at):
+                    return at
+                if free < 0:
+                    free = at
+            elif waiting < least:
+                shortest, least = at, waiting
+        return free if free >= 0 else shortest
+
+    def _fill(self, at: int, count: int) -> bool:
+        """Post the first ``count`` tasks of the inbox to lane ``at``; False if nothing more can be posted now.
+
+        A task's place is written before the deque's commit store, and the task leaves the inbox after it and after the
+        wake: from the deque's tail one sees later whether an interrupted attempt was committed.
+        """
+        inbox, board = self.inbox, self.board
+        lane, enter = board.lanes[at], self.ledger.enter
+        entries, position = [], lane.tail
+        for nth in range(count):  # by index, since others append meanwhile
+            record = inbox[nth]
+            if record.future._state != "PENDING" or record.lane >= 0 or type(record.block) is list:
+                break
+            record.lane = at
+            record.position = position
+            enter(record)
+            entries.append((record.word, record.payload, record.flags))
+            position += 1
+        if not entries:
+            return self._fix_first()
+        lane.push_tail(entries)
+        parking = board.parking
+        if parking.anyone_idle():
+            parking.wake(len(entries), at)
+        for _ in entries:
+            inbox.popleft()
+        return True
+
+    def _fix_first(self) -> bool:
+        """Deal with a first task of the inbox that is not simply to be posted; False if it must wait."""
+        record = self.inbox[0]
+        if record.future._state != "PENDING":
+            self.forget(record, TaskEvent.CANCEL)
+        elif record.lane >= 0:
+            if self.board.lanes[record.lane].tail <= record.position:
+                record.lane = record.position = -1
+                return True
+            self.board.parking.wake(1, record.lane)
+        elif not self._room_for_arguments(record):
+            return False
+        elif type(record.block) is not list:
+            return True
+        self.inbox.popleft()
+        return True
+
+    def _room_for_arguments(self, record: TaskRecord) -> bool:
+        """Place what the arena had no room for; when nothing will ever make room the task fails."""
+        parts = record.block
+        self._place_arguments(record, parts)
+        if type(record.block) is list:
+            if self.ledger.records or self.garbage:
+                self._sweep()
+                return False
+            self._hand_to_broker(record.future, None, no_room(sum(len(part) for part in parts)))
+        return True
+
+    # ---- answers to futures
+
+    def _drain(self) -> bool:
+        """Settle every answer that lies in the outboxes."""
+        words, found = self.board.words, False
+        for at, outbox, tail_word, blocked in self._sources:
+            if words[tail_word] != outbox.consumed_tail or words[blocked]:
+                found = True
+                self.drain_row(at)
+        if self.garbage:
+            self._sweep()
+        return found
+
+    def has_news(self) -> bool:
+        """A hint, read without locks: members have answered or wait for room."""
+        words = self.board.words
+        for _, outbox, tail_word, blocked in self._sources:
+            if words[tail_word] != outbox.consumed_tail or words[blocked]:
+                return True
+        return False
+
+    def has_news_for_sure(self) -> bool:
+        """The same under the outboxes' locks: no answer that was published before this call is missed."""
+        words = self.board.words
+        return any(words[blocked] or outbox.has_news() for _, outbox, _, blocked in self._sources)
+
+    def drain_row(self, at: int) -> None:
+        """Settle the answers of one member.  Only then are they consumed, so an interrupted round is repeated."""
+        board, ledger = self.board, self.ledger
+        outbox, row = board.outboxes[at], board.rows[at]
+        tasks = ledger.records
+        for word, status, payload in records(outbox.peek()):
+            if status > ANSWER_IN_BLOCK:
+                self.said.append((at, status, payload))
+                self._on_news()
+                continue
+            record = tasks.get(word >> ATTEMPT_BITS)
+            if record is None or record.word != word:
+                ledger.late += 1
+                if status == ANSWER_IN_BLOCK:
+                    board.arena.free(Handle.unpack(payload))
+                continue
+            handle = None
+            if status == ANSWER_IN_BLOCK:
+                handle = Handle.unpack(payload)
+                meta, *buffers = board.arena.load(handle)
+                result = outcome.decode_outcome(meta, buffers)
+            else:
+                result = outcome.decode_outcome(payload)
+            if isinstance(result, outcome.Value):
+                self.settle(record, result.value, None, TaskEvent.ANSWER)
+            else:
+                self.settle(record, None, result.exception, TaskEvent.ANSWER)
+            if handle is not None:
+                board.arena.free(handle)
+        outbox.consumed()
+        if board.words[row.blocked]:
+            outbox.peek()
+            board.words[row.blocked] = 0
+            board.semaphores[at].post()
+
+    def settle(self, record: TaskRecord, value: Any, error: BaseException | None, event: TaskEvent) -> None:
+        """Give a future its outcome and forget the task.  Under ``mutex``."""
+        if not record.future.settle_alone(value, error):
+            self._hand_to_broker(record.future, value, error)
+        self.forget(record, event)
+
+    def _hand_to_broker(self, future: TaskFuture, value: Any, error: BaseException | None) -> None:
+        self.due.append((future, value, error))
+        self._on_news()
+
+    def forget(self, record: TaskRecord, event: TaskEvent) -> None:
+        """The task is over: free its arguments, close its record.  Under ``mutex``."""
+        block = record.block
+        if block is not None and type(block) is Handle:
+            self.board.arena.free(block)
+        self.ledger.close(record, event)
+
+    def _sweep(self) -> None:
+        while self.garbage:
+            self.board.arena.free(self.garbage[0])
+            self.garbage.popleft()
+
+    # ---- on demand
+
+    def repost(self, record: TaskRecord) -> None:
+        """The member of a task that had not begun died: the task is next.  Under ``mutex``."""
+        self.ledger.repost(record)
+        self.inbox.appendleft(record)
+
+    def take_back(self, future: TaskFuture) -> bool:
+        """Cancel the task of ``future`` if nobody has begun it."""
+        mutex = self.mutex
+        if mutex._is_owned():  # type: ignore[attr-defined]
+            return False
+        with mutex:
+            if self.ended:
+                return False
+            record = self.ledger.records.get(future.task_id)
+            if record is None:
+                return future.mark_cancelled()
+            try:
+                if record.lane < 0 or not self.board.lanes[record.lane].remove(record.position, record.word):
+                    return False
+                return self._withdrawn(record)
+            except BaseException:
+                self.doubtful.append(record)
+                self._on_news()
+                raise
+
+    def resolve_doubtful(self) -> None:
+        """Finish the cancelling that an exception cut short, if it had come far enough.  For the broker's thread.
+
+        A task that is neither in its lane, nor claimed, nor (looked at after the claims) answered was taken back.
+        """
+        board = self.board
+        with self.mutex:
+            while self.doubtful:
+                record = self.doubtful[0]
+                word = record.word
+                waits = record.lane < 0 or board.lanes[record.lane].holds(record.position, word)
+                if not waits and not any(board.words[row.claim] == word for row in board.rows):
+                    for row in board.rows:
+                        self.drain_row(row.index)
+                    if not record.future.done():
+                        self._withdrawn(record)
+                        record.future.notify_cancelled()
+                self.doubtful.popleft()
+
+    def _withdrawn(self, record: TaskRecord) -> bool:
+        self.forget(record, TaskEvent.CANCEL)
+        marked = record.future.mark_cancelled()
+        self._on_news()
+        return marked
+
+    def is_taken(self, future: TaskFuture) -> bool:
+        """Whether a member has taken the task of ``future``."""
+        record = self.ledger.records.get(future.task_id)
+        return (
+            record is not None and record.lane >= 0 and self.board.lanes[record.lane].taken(record.position)
+        )
+
+    def unsettled(self) -> list[TaskRecord]:
+        """A record for every task that is not settled."""
+        entered = self.ledger.records
+        return [
+            *entered.values(),
+            *(record for record in list(self.inbox) if record.task_id not in entered),
+        ]
+
+    def end(self, make_error: Callable[[], BaseException]) -> None:
+        """Nothing is pumped any more: hand every task that is not settled an error of its own."""
+        with self.mutex:
+            self.ended = True
+            pending = self.unsettled()
+            self.inbox.clear()
+            for record in pending:
+                self._hand_to_broker(record.future, None, make_error())
+                self.forget(record, TaskEvent.FAIL)
+            self._sources = []  # they would keep the memory mapped
+
+
+def no_room(size: int) -> SharedMemoryFull:
+    """The error of a payload of ``size`` bytes that the arena will never take."""
+    return SharedMemoryFull(
+        f"no room for {size:,} bytes in shared memory. Submit smaller arguments, or give more shared memory "
+        "(docker run --shm-size=1g; REPARTIR_SHM_DIR)."
+    )

@@ -1,0 +1,150 @@
+"""A worker dies before each access to a shared word, from its claim of a task to the end of its answer.
+
+Each task is settled once: with its value, or with WorkerDied if, and only if, the victim had started it and had not
+answered.  None runs twice, the pool goes on, and nothing is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import repartir
+from repartir import WorkerDied
+from tests.faults.conftest import Make
+from tests.faults.mortal import Fact, Facts, Fate, bring_up, run
+from tests.stress.storm import check_arena, check_unlocked
+
+LIMIT_S = 15.0
+TASKS = 6
+BEYOND = 1 << 60
+MOST_SPARED = 12
+
+
+def small(task: int) -> Any:
+    return task * task
+
+
+def large(task: int) -> Any:
+    """Arguments and results in arena blocks."""
+    return np.full(9000, float(task))
+
+
+def medium(task: int) -> Any:
+    """Results that fit a record of the outbox, arguments that do not fit a slot."""
+    return bytes([task]) * 1000
+
+
+KINDS = [small, medium, large]
+
+
+def play(make: Make, folder: Path, k: int, value: Callable[[int], Any]) -> Facts:
+    """One executor whose victim dies before its access number `k`; the facts, checked."""
+    facts = Facts(folder / f"facts-{k}")
+    with make(2, initializer=bring_up, initargs=(Fate(facts, k),)) as ex:
+        futures = [ex.submit(run, facts, task, value(task)) for task in range(TASKS)]
+        deaths = 0
+        for task, future in enumerate(futures):
+            error = future.exception(LIMIT_S)
+            if error is None:
+                assert np.array_equal(future.result(0), value(task))
+                assert facts.runs(task) == 1, f"task {task} ran {facts.runs(task)} times"
+            else:
+                assert isinstance(error, WorkerDied), error
+                assert facts.runs(task) <= 1
+                deaths += 1
+        expected = facts[Fact.DIED] and facts[Fact.STARTED] and not facts[Fact.ANSWERED]
+        assert deaths == bool(expected), f"{deaths} deaths told; started, answered: {facts[2]:x}, {facts[3]}"
+        check_goes_on(ex)
+        if facts[Fact.DIED]:
+            assert "1 lost" in repr(ex)
+    return facts
+
+
+def check_goes_on(ex: repartir.Executor) -> None:
+    assert [ex.submit(pow, n, 2).result(LIMIT_S) for n in range(4)] == [0, 1, 4, 9]
+    assert list(ex.map(abs, range(20), timeout=LIMIT_S)) == list(range(20))
+    check_unlocked(ex)
+    check_arena(ex)
+
+
+def accesses(make: Make, folder: Path, value: Callable[[int], Any]) -> int:
+    """How many accesses there are from a claim to the end of its answer."""
+    return play(make, folder, BEYOND, value)[Fact.COUNT]
+
+
+def deaths_at(make: Make, folder: Path, value: Callable[[int], Any], step: int) -> None:
+    """A death before every access, or every so many."""
+    last = accesses(make, folder, value)
+    assert 15 < last < 200
+    survived = []
+    for k in range(1, last + 1, step):
+        try:
+            if not play(make, folder, k, value)[Fact.DIED]:
+                survived.append(k)
+        except AssertionError as error:
+            error.add_note(f"the victim died before access {k} of {last}")
+            raise
+    # The number varies: whether the client sleeps when the answer comes, whether the arena has a block to reuse.
+    assert not survived or min(survived) > last - MOST_SPARED, f"of {last} survived {survived}"
+
+
+@pytest.mark.parametrize("value", KINDS)
+def test_at_some_accesses(make: Make, tmp_path: Path, value: Callable[[int], Any]) -> None:
+    deaths_at(make, tmp_path, value, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", KINDS)
+def test_at_every_access(make: Make, tmp_path: Path, value: Callable[[int], Any]) -> None:
+    deaths_at(make, tmp_path, value, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", KINDS)
+def test_at_every_access_with_record_locks(
+    make: Make, tmp_path: Path, value: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the C library has no robust mutexes."""
+    monkeypatch.setattr("repartir.shm.board.robust_mutex_works", lambda: False)
+    deaths_at(make, tmp_path, value, 1)
+
+
+def test_beyond_its_last_access_nobody_dies(make: Make, tmp_path: Path) -> None:
+    facts = play(make, tmp_path, BEYOND, small)
+    assert facts[Fact.DIED] == 0
+    assert facts[Fact.ANSWERED] == 1
+
+
+class TestAtBirth:
+    """From the end of the initializer on: it says that it is ready, looks for work, spins, announces, parks."""
+
+    def play(self, make: Make, folder: Path, k: int) -> None:
+        facts = Facts(folder / f"facts-{k}")
+        with make(2, initializer=bring_up, initargs=(Fate(facts, k, from_birth=True),)) as ex:
+            told = 0
+            for start in range(0, 48, TASKS):
+                tasks = range(start, start + TASKS)
+                futures = [ex.submit(run, facts, task, task) for task in tasks]
+                for task, future in zip(tasks, futures, strict=True):
+                    error = future.exception(LIMIT_S)
+                    assert error is None or isinstance(error, WorkerDied), error
+                    told += error is not None
+                    assert facts.runs(task) <= 1
+                    assert error is not None or (future.result(0), facts.runs(task)) == (task, 1)
+            assert told <= facts[Fact.DIED] <= 1
+            if facts[Fact.DIED]:
+                check_goes_on(ex)
+
+    @pytest.mark.parametrize("k", range(1, 12, 3))
+    def test_some(self, make: Make, tmp_path: Path, k: int) -> None:
+        self.play(make, tmp_path, k)
+
+    @pytest.mark.slow
+    def test_all(self, make: Make, tmp_path: Path) -> None:
+        for k in range(1, 80):
+            self.play(make, tmp_path, k)
