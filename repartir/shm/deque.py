@@ -103,7 +103,7 @@ class TaskDeque:
 
     def pop_head(self, claim: int) -> Entry | None:
         """Take the oldest entry, after writing its task word to the claim word ``claim``; None when empty."""
-        words, lock = self._words, self.lock
+        words, lock, task = self._words, self.lock, 0
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
@@ -121,14 +121,15 @@ class TaskDeque:
                 words[self.head_word] = head
             return None
         except BaseException:
-            self._void((claim,))
+            if task:
+                self._void((claim,))
             raise
         finally:
             lock.release()
 
     def pop_tail(self, claim: int) -> Entry | None:
         """Take the newest entry, after writing its task word to the claim word ``claim``; None when empty."""
-        words, lock = self._words, self.lock
+        words, lock, task = self._words, self.lock, 0
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
@@ -146,7 +147,8 @@ class TaskDeque:
                 words[self.tail_word] = tail
             return None
         except BaseException:
-            self._void((claim,))
+            if task:
+                self._void((claim,))
             raise
         finally:
             lock.release()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from repartir.errors import InternalError
 from repartir.shm import layout
 from repartir.shm.layout import H_IDLE_MASK_W, H_SPIN_MASK_W
 from repartir.shm.lock import Lock
@@ -121,7 +122,30 @@ def test_deque(name: str, fate: str) -> None:
 
 @pytest.mark.parametrize("tail", [False, True])
 def test_an_interrupted_pop_has_the_task_or_leaves_it_to_others(tail: bool) -> None:
-    assert explore(functools.partial(scenarios.interrupted_pop, tail=tail), 1, 1) >= 20
+    assert explore(functools.partial(scenarios.interrupted_pop, tail=tail), 1, 1) >= 12
+
+
+def test_a_pop_inside_a_pop_is_refused_and_leaves_the_outer_its_claim() -> None:
+    """As a signal handler could try it in the worst moment."""
+
+    class Words:
+        def __init__(self, words: Any) -> None:
+            self._words = words
+
+        def __getitem__(self, index: int) -> int:
+            return self._words[index]  # type: ignore[no-any-return]
+
+        def __setitem__(self, index: int, value: int) -> None:
+            if index == it.deque.head_word:
+                with pytest.raises(InternalError, match="taken again"):
+                    it.deque.pop_head(it.claims[0])
+            self._words[index] = value
+
+    it = DequeFixture(World(_never, 0, 0, False))
+    it.push(1)
+    it.deque._words = Words(it.segment.words)
+    assert it.pop(0) == 1
+    assert it.segment.raw[it.claims[0]] == 1
 
 
 # ---- outbox

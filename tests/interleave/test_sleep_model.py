@@ -239,9 +239,9 @@ QUICK = [
     Protocol(posts=(1, 1), strays=1),
     Protocol(posts=(1, 1), timeouts=1),
     Protocol(posts=(2,)),
-    Protocol(posts=(1, 1), tasks_end=True),
 ]
 LARGE = [
+    Protocol(posts=(1, 1), tasks_end=True),
     Protocol(workers=3, posts=(1,)),
     Protocol(posts=(1, 1, 1), spinners=2, strays=1, timeouts=1),
     Protocol(posts=(1, 1, 1), strays=1, tasks_end=True),
