@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any
 
+from repartir.shm.layout import MAX_ROWS
+
 _CGROUP = "/sys/fs/cgroup"
 _log = logging.getLogger("repartir")
 _told: set[str] = set()
@@ -23,12 +25,12 @@ def usable_cores() -> int:
 
 
 def default_workers() -> int:
-    """``REPARTIR_MAX_WORKERS``, else the usable cores."""
+    """``REPARTIR_MAX_WORKERS``, else the usable cores, as far as an executor can have so many workers."""
     text = os.environ.get("REPARTIR_MAX_WORKERS")
     if not text:
-        return usable_cores()
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"REPARTIR_MAX_WORKERS must be a positive integer, not {text!r}")
+        return min(usable_cores(), MAX_ROWS)
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_ROWS:
+        raise ValueError(f"REPARTIR_MAX_WORKERS must be an integer from 1 to {MAX_ROWS}, not {text!r}")
     return int(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import operator
 import os
 import sys
 import threading
@@ -22,7 +23,7 @@ from repartir.future import Future
 from repartir.inherited import snapshot_inherited
 from repartir.serial import SerialExecutor, current_executor
 from repartir.shm.board import Board, BoardClosed, Kind
-from repartir.shm.layout import CALL_EACH, CALL_MANY
+from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
 from repartir.supervisor import Supervisor
 from repartir.worker import MemberSettings
 
@@ -61,6 +62,8 @@ class Executor(concurrent.futures.Executor):
             max_workers = default_workers()
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
+        elif operator.index(max_workers) > MAX_ROWS:
+            raise ValueError(f"max_workers must be <= {MAX_ROWS}")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if max_tasks_per_child is not None:
@@ -130,6 +133,7 @@ class Executor(concurrent.futures.Executor):
             buffersize: pull from the iterables only so many chunks ahead of the results (they may then be infinite).
         """
         mapping.check_arguments(chunksize, buffersize)
+        until = mapping.deadline(timeout)
         if self._broker.closing or self._broker.broken is not None:
             self._refuse()
         items: Iterable[Any] = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
@@ -146,7 +150,7 @@ class Executor(concurrent.futures.Executor):
         except TaskNotSerializable as exc:
             failed: Future[list[Any]] = Future()
             failed.set_exception(exc)
-            return mapping.results(deque([failed]), lambda: None, timeout)
+            return mapping.results(deque([failed]), lambda: None, until)
         pending = deque(
             self._submit_chunk(fn, ref, flag, chunk) for chunk in itertools.islice(source, buffersize)
         )
@@ -155,7 +159,7 @@ class Executor(concurrent.futures.Executor):
             chunk = next(source, None)
             return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk)
 
-        return mapping.results(pending, more, timeout)
+        return mapping.results(pending, more, until)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with ``wait`` return when all are settled and every process has gone."""

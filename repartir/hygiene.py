@@ -7,7 +7,6 @@ or own a signal handler.  Only the forking thread lives on in the child.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import random
@@ -15,6 +14,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from repartir.shm.clib import holding_gil
 
 _PR_SET_PDEATHSIG = 1
 _NUMPY_LOCK_S = 0.2
@@ -45,8 +46,8 @@ def _nothing_held() -> None:
 def leave_parent_behind() -> None:
     """In the nursery, right after the fork: its own signals, imports, event loop and garbage."""
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and callable(signal.getsignal(number)):
+    for number in range(1, signal.NSIG):
+        if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -71,7 +72,7 @@ def reseed() -> None:
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent, a process with one thread, dies (Linux)."""
     if sys.platform == "linux":
-        ctypes.PyDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        holding_gil().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:
             os._exit(1)
 

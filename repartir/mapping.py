@@ -45,20 +45,18 @@ def chunks(items: Iterable[Any], sizes: Iterable[int]) -> Iterator[Chunk]:
         yield chunk
 
 
+def deadline(timeout: float | None) -> float | None:
+    """When ``timeout`` seconds from now will have passed, on the monotonic clock."""
+    return None if timeout is None else timeout + time.monotonic()
+
+
 def results(
-    pending: deque[Future[list[Any]]], more: Callable[[], Future[list[Any]] | None], timeout: float | None
+    pending: deque[Future[list[Any]]], more: Callable[[], Future[list[Any]] | None], until: float | None
 ) -> Iterator[Any]:
     """Yield the items of each future's list in order; ``more`` makes the next future after each is used up.
 
     The first exception, the time-out or the death of the iterator cancels what is pending.
     """
-    until = None if timeout is None else timeout + time.monotonic()
-    return _results(pending, more, until)
-
-
-def _results(
-    pending: deque[Future[list[Any]]], more: Callable[[], Future[list[Any]] | None], until: float | None
-) -> Iterator[Any]:
     try:
         while pending:
             future = pending[0]

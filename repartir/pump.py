@@ -403,6 +403,7 @@ class Pump:
             for record in pending:
                 self._hand_to_broker(record.future, None, make_error())
                 self.forget(record, TaskEvent.FAIL)
+            self._sources = []  # they would keep the memory mapped
 
 
 def no_room(size: int) -> SharedMemoryFull:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -56,27 +58,37 @@ class SerialExecutor(concurrent.futures.Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """Results of ``fn`` over the items in order, each computed when it is asked for."""
+        """Results of ``fn`` over the items in order, each computed when it is asked for.
+
+        The items are taken at the call; with ``buffersize`` only so many chunks, and then one item for each result.
+        """
         if self._shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         mapping.check_arguments(chunksize, buffersize)
-        items: Iterable[tuple[Any, ...]] = zip(*iterables, strict=False)
-        if buffersize is None:
-            items = list(items)
-        until = None if timeout is None else timeout + time.monotonic()
-        return self._each(fn, items, until)
+        until = mapping.deadline(timeout)
+        # A generator, since an exhausted zip would take more of its longer iterables when asked again.
+        items = (args for args in zip(*iterables, strict=False))
+        ahead = None if buffersize is None else buffersize * (chunksize or 1)
+        return self._each(fn, deque(itertools.islice(items, ahead)), items, until)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; none is ever pending."""
         self._shut = True
 
     def _each(
-        self, fn: Callable[..., T], items: Iterable[tuple[Any, ...]], until: float | None
+        self,
+        fn: Callable[..., T],
+        taken: deque[tuple[Any, ...]],
+        items: Iterator[tuple[Any, ...]],
+        until: float | None,
     ) -> Iterator[T]:
-        for args in items:
+        while taken:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError
-            yield fn(*args)
+            value = fn(*taken.popleft())
+            taken.extend(itertools.islice(items, 1))
+            yield value
+            del value
 
 
 def current_executor() -> SerialExecutor:

@@ -62,6 +62,7 @@ class Supervisor:
         self._members = members
         self._wake_fd = wake_fd
         self._starts = 0
+        self._quitting = False
         self._pending = b""
         self.nursery_pid = 0
         self.control: socket.socket
@@ -82,6 +83,7 @@ class Supervisor:
 
     def quit(self) -> None:
         """Have the nursery end once all members have."""
+        self._quitting = True
         self._send(Operation.QUIT, EVERY_ROW)
 
     def reports(self) -> Sequence[Report]:
@@ -119,8 +121,14 @@ class Supervisor:
         return any(self._board.words[row.pid] for row in self._board.rows)
 
     def restart_hung_nursery(self) -> bool:
-        """Replace a nursery that has not forked anything in its time; False if it is at work, or was tried enough."""
-        if self._started or self._starts >= STARTS:
+        """Replace a nursery that has not forked anything in its time; False if it is at work.
+
+        One that was told to quit, or the last of several, is killed: then its exit is reported.
+        """
+        if self._started:
+            return False
+        if self._quitting or self._starts >= STARTS:
+            self._kill_nursery()
             return False
         self.reap(kill=True)
         self.control.close()
@@ -129,12 +137,17 @@ class Supervisor:
 
     def reap(self, *, kill: bool = False) -> None:
         """Wait for the nursery's end."""
+        if kill:
+            self._kill_nursery()
         pid, self.nursery_pid = self.nursery_pid, 0
         if pid:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                if kill:
-                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+    def _kill_nursery(self) -> None:
+        if self.nursery_pid:  # 0 would be the client's own process group
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.nursery_pid, signal.SIGKILL)
 
     def _start(self) -> None:
         self._starts += 1
@@ -144,6 +157,10 @@ class Supervisor:
                 self._fork_nursery(theirs)
             else:
                 self._spawn_nursery(theirs)
+        except BaseException:
+            self.reap(kill=True)
+            self.control.close()
+            raise
         finally:
             theirs.close()
         self.control.setblocking(False)
@@ -177,7 +194,9 @@ class Supervisor:
         command = fresh_command(fds)
         start = FreshStart.of_this_process(self._start_method, self._members)
         self.nursery_pid = spawnv_passfds(os.fsencode(command[0]), command, fds)
-        start.send(self.control)
+        theirs.close()  # else a nursery that fails at its start would not be noticed below
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            start.send(self.control)
 
     def _send(self, operation: Operation, row: int) -> None:
         try:

@@ -20,17 +20,21 @@ deadlock.
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import errno
 import fcntl
 import functools
+import itertools
+import operator
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from repartir.errors import InternalError
+from repartir.shm.clib import Timespec, holding_gil, releasing_gil
 from repartir.shm.layout import LOCK_BYTES
 from repartir.shm.segment import Segment
 from repartir.shm.words import Words
@@ -64,27 +68,13 @@ def nothing_to_repair() -> None:
     """For structures whose every commit is one store."""
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
-
-
-@functools.cache
-def _holding_gil() -> ctypes.PyDLL:
-    return ctypes.PyDLL(None)
-
-
-@functools.cache
-def _releasing_gil() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
 class PthreadLock:
     """A robust process-shared mutex of ``LOCK_BYTES`` at ``offset`` of a segment."""
 
     __slots__ = ("_pointer", "release", "repair", "try_acquire")
 
     def __init__(self, segment: Segment, offset: int) -> None:
-        library = _holding_gil()
+        library = holding_gil()
         self._pointer = segment.pointer(offset)
         self.try_acquire: Callable[[], int] = functools.partial(library.pthread_mutex_trylock, self._pointer)
         self.release: Callable[[], int] = functools.partial(library.pthread_mutex_unlock, self._pointer)
@@ -92,7 +82,7 @@ class PthreadLock:
 
     def create(self) -> None:
         """Initialise the mutex; done once, by the segment's maker."""
-        library = _holding_gil()
+        library = holding_gil()
         attributes = ctypes.create_string_buffer(64)
         for code in (
             library.pthread_mutexattr_init(attributes),
@@ -113,11 +103,11 @@ class PthreadLock:
             spins -= 1
         if code != errno.EBUSY:
             return self._taken(code)
-        deadline = _Timespec()
-        timedlock = _releasing_gil().pthread_mutex_timedlock
+        deadline = Timespec()
+        timedlock = releasing_gil().pthread_mutex_timedlock
         while True:
             until = time.time() + _SLICE_S
-            deadline.tv_sec, deadline.tv_nsec = int(until), int(until % 1 * 1e9)
+            deadline.set(until)
             code = timedlock(self._pointer, ctypes.byref(deadline))
             if code != errno.ETIMEDOUT:
                 return self._taken(code)
@@ -130,7 +120,7 @@ class PthreadLock:
         elif code:
             if code == errno.ENOTRECOVERABLE:
                 # glibc's trylock then leaves its thread's mark, on which others would wait for ever and unlock crashes.
-                _holding_gil().pthread_mutex_destroy(self._pointer)
+                holding_gil().pthread_mutex_destroy(self._pointer)
             raise InternalError(f"a shared lock is unusable: {os.strerror(code)}")
 
     def _recover(self) -> None:
@@ -146,9 +136,31 @@ class PthreadLock:
                 interruption = exc
         else:
             raise InternalError("what a dead process left cannot be repaired") from interruption
-        _holding_gil().pthread_mutex_consistent(self._pointer)
+        holding_gil().pthread_mutex_consistent(self._pointer)
         if interruption is not None:
             raise interruption
+
+
+class _Iterable:
+    """Iterating over it calls what its ``__iter__`` was set to."""
+
+    __slots__ = ("__iter__",)
+
+    def __init__(self, make: Callable[[], Iterator[object]]) -> None:
+        self.__iter__ = make
+
+
+def _in_turn(*calls: Callable[[], object]) -> Callable[[], object]:
+    """A function that makes all of ``calls``, up to the first that returns False, and runs no bytecode for it.
+
+    Python looks for signals when it enters a function of its own, so in a ``finally`` a handler that raises would keep
+    such a function from doing anything; this one is C throughout.
+    """
+    results = _Iterable(functools.partial(map, operator.call, calls))
+    not_false = functools.partial(operator.is_not, False)
+    return functools.partial(
+        collections.deque, _Iterable(functools.partial(itertools.takewhile, not_false, results)), 0
+    )
 
 
 class FcntlLock:
@@ -157,7 +169,7 @@ class FcntlLock:
     The file belongs to locks alone: closing any descriptor of it would drop every lock of the process.
     """
 
-    __slots__ = ("_byte", "_dirty", "_fd", "_held", "_inside", "_words", "repair")
+    __slots__ = ("_byte", "_dirty", "_fd", "_held", "_inside", "_words", "release", "repair")
 
     def __init__(self, fd: int, byte: int, words: Words, dirty: int) -> None:
         self._fd = fd
@@ -165,8 +177,19 @@ class FcntlLock:
         self._words = words
         self._dirty = dirty
         self._inside = threading.RLock()
-        self._held = False
+        self._held = [False]
         self.repair = nothing_to_repair
+        let_go = _in_turn(
+            functools.partial(operator.getitem, self._held, 0),
+            functools.partial(operator.setitem, words, dirty, 0),
+            functools.partial(operator.setitem, self._held, 0, False),
+        )
+        self.release: Callable[[], object] = _in_turn(
+            self._inside._is_owned,  # type: ignore[attr-defined]
+            let_go,
+            functools.partial(fcntl.lockf, fd, fcntl.LOCK_UN, 1, byte),
+            self._inside.release,
+        )
 
     def create(self) -> None:
         self._words[self._dirty] = 0
@@ -187,30 +210,22 @@ class FcntlLock:
     def _taken(self) -> None:
         if self._words[self._dirty]:
             self.repair()
-        self._held = True
+        self._held[0] = True
         self._words[self._dirty] = 1
-
-    def release(self) -> None:
-        """Let go, whatever interrupts; nothing happens when this thread is not the owner."""
-        interruption = None
-        while self._inside._is_owned():  # type: ignore[attr-defined]
-            try:
-                if self._held:
-                    self._words[self._dirty] = 0
-                    self._held = False
-                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._byte)
-                self._inside.release()
-            except BaseException as exc:  # noqa: BLE001 - raised again below
-                interruption = exc
-        if interruption is not None:
-            raise interruption
 
     def wait(self, code: int) -> None:
         """Take the lock after ``try_acquire`` returned ``code``; signal handlers run meanwhile."""
         if code == errno.EDEADLK:
             raise InternalError(_TAKEN_AGAIN)
         self._inside.acquire()
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
+        while True:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
+                break
+            except OSError as exc:  # to the kernel the threads of a process are one waiter: no deadlock
+                if exc.errno != errno.EDEADLK:
+                    raise
+            os.sched_yield()
         self._taken()
 
 

@@ -12,14 +12,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
+from repartir.shm.clib import Timespec, holding_gil, releasing_gil
 from repartir.shm.layout import H_IDLE_MASK_W, H_SPIN_MASK_W
 from repartir.shm.lock import Lock
 from repartir.shm.segment import Segment
 from repartir.shm.words import Words
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
 
 
 class Semaphore:
@@ -29,9 +26,9 @@ class Semaphore:
 
     def __init__(self, segment: Segment, offset: int) -> None:
         self._pointer = segment.pointer(offset)
-        self._deadline = _Timespec()
-        self.post: Callable[[], int] = functools.partial(ctypes.PyDLL(None).sem_post, self._pointer)
-        library = ctypes.CDLL(None, use_errno=True)
+        self._deadline = Timespec()
+        self.post: Callable[[], int] = functools.partial(holding_gil().sem_post, self._pointer)
+        library = releasing_gil()
         self._wait: Callable[[], int]
         self._now: Callable[[], float]
         if hasattr(library, "sem_clockwait"):
@@ -45,14 +42,14 @@ class Semaphore:
 
     def create(self) -> None:
         """Make the semaphore anew with the value 0; nobody may be waiting on it."""
-        if ctypes.PyDLL(None, use_errno=True).sem_init(self._pointer, 1, 0):
+        if releasing_gil().sem_init(self._pointer, 1, 0):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for a post; False after ``timeout_s`` or a signal (whose Python handler then runs in the caller)."""
         until = self._now() + timeout_s
-        self._deadline.tv_sec, self._deadline.tv_nsec = int(until), int(until % 1 * 1e9)
+        self._deadline.set(until)
         if self._wait() == 0:
             return True
         code = ctypes.get_errno()

@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import sys
+from typing import Any
 
 from repartir.errors import SharedMemoryFull
 
@@ -79,14 +80,13 @@ class Segment:
     The mapping is never closed by hand: it goes with the last view of it.
     """
 
-    __slots__ = ("__weakref__", "_address", "data", "fd", "size", "words")
+    __slots__ = ("__weakref__", "data", "fd", "size", "words")
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
         self.data = mmap.mmap(fd, size)
         self.words = memoryview(self.data).cast("Q")
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
 
     @classmethod
     def create(cls, size: int, *, reserved: int | None = None) -> Segment:
@@ -112,9 +112,9 @@ class Segment:
         """Map a segment whose descriptor was passed to this process."""
         return cls(fd, os.fstat(fd).st_size)
 
-    def pointer(self, offset: int) -> ctypes.c_void_p:
-        """The address of a byte, for the C library."""
-        return ctypes.c_void_p(self._address + offset)
+    def pointer(self, offset: int) -> Any:
+        """The address of a byte, as an argument for the C library; keeps the mapping alive."""
+        return ctypes.byref(ctypes.c_char.from_buffer(self.data, offset))
 
     def close(self) -> None:
         """Close the descriptor; the mapping lives on until its last view dies."""

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import groupby
 from typing import Any
@@ -26,10 +28,63 @@ def test_max_workers_below_one(make: Make, count: int) -> None:
 
 
 @processes
-@pytest.mark.parametrize("count", ["2", [2]])
+@pytest.mark.parametrize("count", [1.5, 2.0, "2", [2], {}])
 def test_max_workers_of_another_type(make: Make, count: Any) -> None:
     with pytest.raises(TypeError):
         make(count)
+
+
+@only_fork
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"max_workers": value} for value in (0, -1, False, 1.5, 2.0, float("nan"), "2", [2], 2j)),
+        *({"initializer": value} for value in (5, "text", ())),
+        *({"max_tasks_per_child": value} for value in (0, -1, False, 1.5, "2", [])),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_raise_what_the_stdlib_raises(kind: Kind, arguments: dict[str, Any]) -> None:
+    """The same type with the same text."""
+    arguments = {"max_workers": 1, "mp_context": multiprocessing.get_context("spawn")} | arguments
+    with pytest.raises((TypeError, ValueError)) as theirs:
+        ProcessPoolExecutor(**arguments)
+    with pytest.raises(theirs.type) as ours:
+        from repartir import Executor
+
+        Executor(**arguments)
+    assert (type(ours.value), str(ours.value)) == (type(theirs.value), str(theirs.value))
+
+
+@only_fork
+def test_true_workers_are_one_as_in_the_stdlib(make: Make, bell: BellKeeper, gate: GateKeeper) -> None:
+    ex = make(True)
+    assert _side_by_side(ex, bell, gate) == 1
+    ex.shutdown()
+
+
+@only_fork
+@pytest.mark.parametrize("count", [1025, 100_000, 10**20])
+def test_more_workers_than_can_be(make: Make, count: int) -> None:
+    with pytest.raises(ValueError, match=r"^max_workers must be <= 1024$"):
+        make(count)
+
+
+@only_fork
+@pytest.mark.parametrize("context", [5, object(), ["fork"]])
+def test_something_that_is_no_context(kind: Kind, context: Any) -> None:
+    """The stdlib says that it has no attribute `get_start_method`."""
+    from repartir import Executor
+
+    with pytest.raises(TypeError, match="mp_context must be a multiprocessing context"):
+        Executor(1, context)
+
+
+@workers
+def test_initargs_that_cannot_be_unpacked_break_the_pool(make: Make) -> None:
+    ex = make(1, initializer=tasks.initialise, initargs=5)
+    with pytest.raises(BrokenProcessPool):
+        ex.submit(pow, 2, 2).result(LIMIT_S)
 
 
 @processes

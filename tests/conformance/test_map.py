@@ -39,6 +39,11 @@ class Source:
         return self.taken - 1
 
 
+def raise_after(count: int) -> Iterator[int]:
+    yield from range(count)
+    raise KeyError("source")
+
+
 def test_results_come_in_the_order_of_items(ex: Executor) -> None:
     assert list(ex.map(pow, range(100), itertools.repeat(2))) == [n * n for n in range(100)]
 
@@ -82,6 +87,42 @@ def test_is_an_iterator(ex: Executor) -> None:
         next(results)
 
 
+def test_the_longer_iterables_are_taken_as_zip_takes_them(ex: Executor) -> None:
+    source = Source()
+    assert list(ex.map(tasks.add, source, range(3))) == [0, 2, 4]
+    assert source.taken == 4
+
+
+def test_closed_early_it_gives_no_more(ex: Executor) -> None:
+    results: Any = ex.map(abs, range(10))
+    assert next(results) == 0
+    results.close()
+    assert next(results, "ended") == "ended"
+
+
+@processes
+def test_a_timeout_of_zero(ex: Executor, gate: GateKeeper) -> None:
+    """It waits for nothing."""
+    results = ex.map(tasks.wait_for, [gate.gate], timeout=0)
+    with pytest.raises(TimeoutError):
+        next(results)
+    gate.open()
+
+
+@pytest.mark.parametrize("options", [{"chunksize": "2"}, {"timeout": "1"}, {"timeout": [1]}])
+def test_options_of_another_type_are_type_errors_at_the_call(ex: Executor, options: Any) -> None:
+    with pytest.raises(TypeError):
+        ex.map(abs, [1], **options)
+
+
+@pytest.mark.parametrize("timeout", ["1", [1]])
+def test_a_timeout_of_another_type_runs_nothing(make: Make, tmp_path: Path, timeout: Any) -> None:
+    log = tmp_path / "log"
+    with make(1) as ex, pytest.raises(TypeError):
+        ex.map(functools.partial(tasks.append_line, str(log)), ["ran"], timeout=timeout)
+    assert not log.exists()
+
+
 def test_items_are_consumed_at_the_call(ex: Executor) -> None:
     source = Source()
     results = ex.map(abs, itertools.islice(source, 20))
@@ -97,12 +138,8 @@ def test_the_callers_list_may_change_after_the_call(ex: Executor) -> None:
 
 
 def test_an_iterable_that_raises_raises_at_the_call(ex: Executor) -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise KeyError("source")
-
     with pytest.raises(KeyError, match="source"):
-        ex.map(abs, items())
+        ex.map(abs, raise_after(1))
 
 
 def test_something_that_is_not_iterable_is_a_type_error(ex: Executor) -> None:
@@ -232,9 +269,7 @@ def test_two_maps_at_once_may_be_read_alternately(ex: Executor) -> None:
 class TestBuffersize:
     """buffersize as in 3.14: items are taken as results are given."""
 
-    def test_takes_a_buffer_full_at_the_call(self, ex: Executor, kind: Kind) -> None:
-        if kind.name == "serial":
-            pytest.skip("it takes each item when its result is asked for")
+    def test_takes_a_buffer_full_at_the_call(self, ex: Executor) -> None:
         source = Source()
         results = ex.map(abs, source, buffersize=4, chunksize=1)  # type: ignore[call-arg]
         assert source.taken == 4
@@ -252,7 +287,7 @@ class TestBuffersize:
     def test_with_chunks_takes_buffersize_chunks(self, ex: Executor) -> None:
         source = Source()
         results = ex.map(abs, source, buffersize=2, chunksize=5)  # type: ignore[call-arg]
-        assert source.taken <= 10
+        assert source.taken == 10
         assert list(itertools.islice(results, 12)) == list(range(12))
         assert source.taken <= 30
         results.close()  # type: ignore[attr-defined]
@@ -276,6 +311,32 @@ class TestBuffersize:
         assert list(itertools.islice(results, 5)) == [0, 2, 4, 6, 8]
         assert left.taken == right.taken <= 8
         results.close()  # type: ignore[attr-defined]
+
+    def test_the_shortest_iterable_ends_it_and_no_more_is_taken_of_the_others(self, ex: Executor) -> None:
+        source = Source()
+        results = ex.map(tasks.add, source, range(5), buffersize=2, chunksize=1)  # type: ignore[call-arg]
+        assert list(results) == [0, 2, 4, 6, 8]
+        assert source.taken == 6  # as zip does it
+
+    def test_an_iterable_that_raises_within_the_buffer_raises_at_the_call(self, ex: Executor) -> None:
+        with pytest.raises(KeyError, match="source"):
+            ex.map(abs, raise_after(3), buffersize=4, chunksize=1)  # type: ignore[call-arg]
+
+    def test_an_iterable_that_raises_later_ends_it(self, ex: Executor) -> None:
+        results = ex.map(abs, raise_after(3), buffersize=2, chunksize=1)  # type: ignore[call-arg]
+        assert next(results) == 0
+        with pytest.raises(KeyError, match="source"):
+            next(results)
+        assert next(results, "ended") == "ended"
+
+    def test_closed_early_it_takes_no_more(self, ex: Executor) -> None:
+        source = Source()
+        results = ex.map(abs, source, buffersize=3, chunksize=1)  # type: ignore[call-arg]
+        assert next(results) == 0
+        taken = source.taken
+        results.close()  # type: ignore[attr-defined]
+        assert next(results, "ended") == "ended"
+        assert source.taken == taken <= 4
 
     def test_a_failing_task_ends_it(self, ex: Executor) -> None:
         source = Source()

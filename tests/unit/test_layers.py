@@ -20,7 +20,7 @@ PACKAGE = "repartir"
 LAYERS = f"""
     errors
     task
-    shm.layout shm.words shm.segment shm.lock shm.parking shm.deque shm.outbox shm.arena shm.board shm
+    shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox shm.arena shm.board shm
     classes inherited pickler diagnosis
     codec fingerprint heavy functions
     portable outcome

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from repartir.shm import parking as parking_module
+from repartir.shm.clib import releasing_gil
 from repartir.shm.parking import ParkingLot, Semaphore
 from tests.shared import (
     LIMIT_S,
@@ -143,16 +144,13 @@ def test_other_threads_run_during_a_wait(lot: Lot) -> None:
 
 def test_system_without_sem_clockwait(place: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     class Old:
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self._library = ctypes.CDLL(*args, **options)
-
         def __getattr__(self, name: str) -> Any:
             if name == "sem_clockwait":
                 raise AttributeError(name)
-            return getattr(self._library, name)
+            return getattr(releasing_gil(), name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parking_module, "ctypes", _Patched(Old))
+        patch.setattr(parking_module, "releasing_gil", Old)
         semaphore = Semaphore(place.segment, 0)
     semaphore.create()
     began = time.monotonic()
@@ -160,16 +158,6 @@ def test_system_without_sem_clockwait(place: Room, monkeypatch: pytest.MonkeyPat
     assert 0.04 <= time.monotonic() - began < 5
     semaphore.post()
     assert semaphore.wait(0)
-
-
-class _Patched:
-    """The module `ctypes` with another `CDLL`."""
-
-    def __init__(self, library: type) -> None:
-        self.CDLL = library
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(ctypes, name)
 
 
 def test_errors_of_the_system_are_raised(lot: Lot) -> None:
