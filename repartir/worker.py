@@ -172,6 +172,8 @@ class Worker:
             os.write(self._wake_fd, b"\0")
         except BlockingIOError:
             pass  # the pipe is full of wakes already
+        except BrokenPipeError:
+            pass  # the client is dead, and the nursery is about to end this process
 
     def _rest(self) -> Entry | None:
         """Spin for a moment, then sleep, until there is work; None when the executor closes."""
