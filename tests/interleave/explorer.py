@@ -87,7 +87,7 @@ class Actor:
         self.mortal = mortal
         """May die."""
         self.nervous = nervous
-        """May be interrupted by an exception."""
+        """May be interrupted by an exception, once."""
         self.fresh = True
         self.needless = False
         """It was begun by a preemption: should it have to wait at once, the schedule is the same as without."""
@@ -177,7 +177,7 @@ class World:
         if self._faults:
             if me.mortal:
                 fates.append((me, DIES))
-            if me.nervous and interruptible:
+            if me.nervous and interruptible and not me.interrupted:
                 fates.append((me, IS_INTERRUPTED))
         if not ready or (self._preemptions and not me.fresh):
             others = [(other, RUNS) for other in self.actors.values() if other is not me and other.ready()]
