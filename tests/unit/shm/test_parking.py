@@ -394,3 +394,20 @@ def test_threads_of_one_process_use_one_lot(lot: Lot) -> None:
     assert parking.wake() == 1
     assert awake.wait(LIMIT_S)
     threads.join()
+
+
+def test_post_that_is_interrupted_leaves_the_sleeper_announced(lot: Lot) -> None:
+    """A wake too many is harmless, one too few is not."""
+    parking, semaphores = lot
+
+    def interrupted() -> None:
+        raise Interrupted
+
+    parking._post = [interrupted] * MEMBERS
+    parking.announce(1)
+    with pytest.raises(Interrupted):
+        parking.wake()
+    assert parking.is_idle(1)
+    parking._post = [semaphore.post for semaphore in semaphores]
+    assert parking.wake() == 1
+    assert posts(semaphores) == [1]
