@@ -134,4 +134,4 @@ class ArenaMachine(RuleBasedStateMachine):
 
 
 TestArena = ArenaMachine.TestCase
-TestArena.settings = settings(stateful_step_count=25)
+TestArena.settings = settings(stateful_step_count=20)

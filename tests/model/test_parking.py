@@ -135,4 +135,4 @@ class ParkingMachine(RuleBasedStateMachine):
 
 
 TestParking = ParkingMachine.TestCase
-TestParking.settings = settings(stateful_step_count=40)
+TestParking.settings = settings(stateful_step_count=30)
