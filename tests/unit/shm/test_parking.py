@@ -306,13 +306,13 @@ def test_sleeper_of_another_process(lot: Lot) -> None:
     def sleeper(ready: Gate) -> None:
         parking.announce(3)
         ready.open()
-        assert semaphores[3].wait(LIMIT_S)
-        assert not parking.is_idle(3)
+        assert semaphores[3].wait(LIMIT_S)  # its flag may still be set: the poster clears it after the post
 
     with family() as children, gates(1) as (ready,):
         children.fork(sleeper, ready)
         ready.wait()
         assert parking.wake() == 1
+        assert not parking.is_idle(3)
         children.join()
 
 
