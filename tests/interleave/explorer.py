@@ -130,6 +130,8 @@ class World:
         self.running: Actor | None = None
         self.steps: list[tuple[str, str]] | None = [] if tracing else None
         self.redundant = False
+        self.asleep: list[str] = []
+        """Who waited for ever; for checks."""
         self._choose = choose
         self._preemptions = preemptions
         self._faults = faults
@@ -222,6 +224,7 @@ class World:
         self._over.acquire()
         self._aborting = True
         waiting = [actor for actor in self.actors.values() if not actor.ended]
+        self.asleep = [actor.name for actor in waiting]
         for actor in waiting:
             if not actor.fresh:
                 self.running = actor

@@ -97,7 +97,7 @@ def test_with_the_thief_or_the_supervisor_in_the_middle(fate: str) -> None:
 @pytest.mark.parametrize("fate", ["dies", "is interrupted"])
 def test_two_deaths(fate: str) -> None:
     """Also the death of a thief that repairs after the first victim."""
-    build = functools.partial(claims, fate=fate, tasks=(2,), thieves=2, two_die=True)
+    build = functools.partial(claims, fate=fate, tasks=(2,), two_die=True)
     assert explore(build, preemptions=0, faults=2) > 1000
 
 
