@@ -200,6 +200,7 @@ class FunctionCache:
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._entries: OrderedDict[int, tuple[Callable[..., Any], int]] = OrderedDict()
+        self._newest: tuple[int, Callable[..., Any] | None] = (0, None)
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -207,10 +208,14 @@ class FunctionCache:
 
     def get(self, key: int) -> Callable[..., Any] | None:
         """The function under `key`, if it is still here."""
+        newest, fn = self._newest
+        if newest == key:
+            return fn
         entry = self._entries.get(key)
         if entry is None:
             return None
         self._entries.move_to_end(key)
+        self._newest = key, entry[0]
         return entry[0]
 
     def put(
@@ -223,6 +228,7 @@ class FunctionCache:
         if old is not None:
             self.size_bytes -= old[1]
         self._entries[key] = fn, size
+        self._newest = key, fn
         self.size_bytes += size
         while len(self._entries) > 1 and (
             len(self._entries) > self._max_count or self.size_bytes > self._max_bytes

@@ -34,6 +34,8 @@ from repartir.shm.layout import (
 FUNCTION = struct.Struct(f"=Q{HANDLE_BYTES}s")
 """The head of every call's payload: the function's key and the handle of the block that holds it."""
 
+_HEAD_BYTES = FUNCTION.size
+
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _BLOCKED_S = 1.0  # the same, for a full outbox
@@ -94,14 +96,15 @@ class Worker:
 
     def find_work(self) -> Entry | None:
         """Claim a task: the newest of the own spawn deque, the oldest of the own lane, the oldest of another's."""
-        claim = self._row.claim
-        if self._spawn.size_hint() and (entry := self._spawn.pop_tail(claim)):
+        claim, words = self._row.claim, self._words
+        spawn, lane = self._spawn, self._lane
+        if words[spawn.head_word] != words[spawn.tail_word] and (entry := spawn.pop_tail(claim)):
             return entry
-        if self._lane.size_hint() and (entry := self._lane.pop_head(claim)):
+        if words[lane.head_word] != words[lane.tail_word] and (entry := lane.pop_head(claim)):
             return entry
         for victim in self._victims:
-            if victim.size_hint() and (entry := victim.pop_head(claim)):
-                self._words[self._row.steals] += 1
+            if words[victim.head_word] != words[victim.tail_word] and (entry := victim.pop_head(claim)):
+                words[self._row.steals] += 1
                 return entry
         return None
 
@@ -130,13 +133,13 @@ class Worker:
             key, function_block = FUNCTION.unpack_from(payload)
             fn = self._functions.get(key)
             if fn is None:
-                meta, *buffers = self._board.arena.load(Handle.unpack(function_block))
-                fn = self._functions.put(key, bytes(meta), buffers)
+                meta, *parts = self._board.arena.load(Handle.unpack(function_block))
+                fn = self._functions.put(key, bytes(meta), parts)
+            buffers: list[bytearray] = []
+            call: Any = payload[_HEAD_BYTES:]
             if flags & IN_BLOCK:
-                meta, *buffers = self._board.arena.load(Handle.unpack(payload[FUNCTION.size :]))
-                args, kwargs = decode(meta, buffers)
-            else:
-                args, kwargs = decode(payload[FUNCTION.size :], ())
+                call, *buffers = self._board.arena.load(Handle.unpack(call))
+            args, kwargs = decode(call, buffers)
         except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
             return outcome.caught(exc)
         if flags & CALL_MANY:
@@ -172,6 +175,8 @@ class Worker:
             os.write(self._wake_fd, b"\0")
         except BlockingIOError:
             pass  # the pipe is full of wakes already
+        except BrokenPipeError:
+            pass  # the client is dead, and the nursery is about to end this process
 
     def _rest(self) -> Entry | None:
         """Spin for a moment, then sleep, until there is work; None when the executor closes."""

@@ -192,7 +192,7 @@ class TestInitializer:
 
     @processes
     def test_one_that_dies_breaks_the_pool(self, make: Make) -> None:
-        ex = make(2, initializer=os._exit, initargs=(3,))
+        ex = make(2, initializer=tasks.exit_hard, initargs=(3,))
         assert isinstance(error_of_submit(ex), BrokenProcessPool)
         with pytest.raises(BrokenProcessPool):
             ex.submit(pow, 2, 2)

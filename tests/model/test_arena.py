@@ -16,7 +16,7 @@ LOST = 99
 
 sizes = st.integers(0, 3000) | st.integers(0, 40_000)
 owners = st.sampled_from([1, 2, 2 | RESULT])
-cuts = st.none() | st.integers(0, 300)
+cuts = st.none() | st.integers(0, 15) | st.integers(0, 300)
 picks = st.integers(0, 1000)
 
 
@@ -134,4 +134,4 @@ class ArenaMachine(RuleBasedStateMachine):
 
 
 TestArena = ArenaMachine.TestCase
-TestArena.settings = settings(stateful_step_count=25)
+TestArena.settings = settings(stateful_step_count=20)
