@@ -31,6 +31,7 @@ def resting(
     stale: int | None = None,
     patient: bool = False,
     mortal: bool = False,
+    steps: str = "drain repair judge free reset wake",
     kind: type[RingWorker] = RingWorker,
     lot: type[ParkingLot] = ParkingLot,
 ) -> Plan:
@@ -60,7 +61,7 @@ def resting(
                 world.wait_until(lambda task=task: len(taken) == task)  # type: ignore[misc]
         if mortal:
             world.wait_until(lambda: world.gone("one"))
-            client.recover(0)
+            client.recover(0, steps)
             client.post(0)
 
     def check() -> None:
@@ -99,6 +100,13 @@ def test_nobody_sleeps_beside_a_task_with_two_preemptions(name: str) -> None:
 @pytest.mark.slow
 def test_a_death_while_resting_leaves_no_task_beside_a_sleeper() -> None:
     assert explore(functools.partial(resting, lanes=(0,), mortal=True), preemptions=1, faults=1) > 1000
+
+
+def test_a_recovery_that_wakes_nobody_is_found() -> None:
+    """The dead had been chosen, or counted on as a spinner."""
+    build = functools.partial(resting, lanes=(1,), mortal=True, steps="drain repair judge free reset")
+    with pytest.raises(ScheduleError, match="sleeps beside"):
+        explore(build, preemptions=0, faults=1)
 
 
 class PassesNothingOn(RingWorker):
