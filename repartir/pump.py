@@ -25,7 +25,7 @@ from repartir.shm.board import Board, BoardClosed
 from repartir.shm.layout import ANSWER_IN_BLOCK, ATTEMPT_BITS, IN_BLOCK, SLOT_PAYLOAD_BYTES
 from repartir.shm.outbox import records
 from repartir.states import TaskEvent
-from repartir.worker import FUNCTION
+from repartir.worker import FUNCTION, HEAD_BYTES
 
 DEFER = 64
 """Under backlog so many submits are posted together."""
@@ -86,13 +86,7 @@ class Pump:
             record: TaskRecord = Record(future.task_id, future, payload + call, flags, ref, name)
         else:
             record = Record(future.task_id, future, payload, flags, ref, name)
-            try:
-                self._place_arguments(
-                    record, [call] if isinstance(call, bytes) else [call.meta, *call.buffers]
-                )
-            except BaseException:
-                self.board.arena.free_owned(record.word)
-                raise
+            self._place_arguments(record, [call] if isinstance(call, bytes) else [call.meta, *call.buffers])
         inbox = self.inbox
         inbox.append(record)
         if self.ended:
@@ -114,14 +108,20 @@ class Pump:
         return ref.head
 
     def _place_arguments(self, record: TaskRecord, parts: list[Any]) -> None:
-        """Copy large arguments to the arena; while that is full they stay in private memory."""
-        handle = self.board.arena.store(parts, record.word)
-        if handle is None:
-            record.block = [bytes(part) for part in parts]
-            return
-        record.block = handle
-        record.payload += handle.pack()
-        record.flags |= IN_BLOCK
+        """Copy large arguments to the arena; while that is full they stay in private memory.  May be repeated."""
+        arena = self.board.arena
+        try:
+            handle = arena.store(parts, record.word)
+            if handle is None:
+                record.block = [bytes(part) for part in parts]
+                return
+            record.payload = record.payload[:HEAD_BYTES] + handle.pack()
+            record.flags |= IN_BLOCK
+            record.block = handle  # last: until then the record does not count as placed
+        except BaseException:
+            if type(record.block) is not Handle:
+                arena.free_owned(record.word)
+            raise
 
     def pump(self, drain: bool = True) -> None:
         """Post what can be posted and, with ``drain``, settle what was answered; nothing if another thread does so now."""
@@ -302,8 +302,8 @@ class Pump:
         outbox.consumed()
         if board.words[row.blocked]:
             outbox.peek()
-            board.words[row.blocked] = 0
             board.semaphores[at].post()
+            board.words[row.blocked] = 0
 
     def settle(self, record: TaskRecord, value: Any, error: BaseException | None, event: TaskEvent) -> None:
         """Give a future its outcome and forget the task.  Under ``mutex``."""

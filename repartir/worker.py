@@ -34,7 +34,7 @@ from repartir.shm.layout import (
 FUNCTION = struct.Struct(f"=Q{HANDLE_BYTES}s")
 """The head of every call's payload: the function's key and the handle of the block that holds it."""
 
-_HEAD_BYTES = FUNCTION.size
+HEAD_BYTES = FUNCTION.size
 
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
@@ -136,7 +136,7 @@ class Worker:
                 meta, *parts = self._board.arena.load(Handle.unpack(function_block))
                 fn = self._functions.put(key, bytes(meta), parts)
             buffers: list[bytearray] = []
-            call: Any = payload[_HEAD_BYTES:]
+            call: Any = payload[HEAD_BYTES:]
             if flags & IN_BLOCK:
                 call, *buffers = self._board.arena.load(Handle.unpack(call))
             args, kwargs = decode(call, buffers)
