@@ -15,7 +15,7 @@ from repartir.codec import decode, encode_function
 from repartir.fingerprint import Fingerprint, fingerprint, is_immutable
 from repartir.heavy import HEAVY_BYTES, HeavyGlobals
 from repartir.inherited import InheritedArrays
-from repartir.pickler import MAIN_MODULES, Encoded, goes_by_reference
+from repartir.pickler import MAIN_MODULES, Encoded, blake2b, goes_by_reference
 
 CACHE_COUNT = 256
 CACHE_BYTES = 64 * 1024 * 1024
@@ -183,8 +183,6 @@ def _drop(refs: dict[int, weakref.ref[FunctionRef]], key: int, dead: weakref.ref
 
 def digest(blob: bytes | Encoded) -> int:
     """64-bit digest of an encoded function, never 0."""
-    from hashlib import blake2b  # here, as it loads OpenSSL
-
     if isinstance(blob, bytes):
         return int.from_bytes(blake2b(blob, digest_size=8).digest(), "little") or 1
     state = blake2b(blob.meta, digest_size=8)

@@ -21,6 +21,13 @@ import cloudpickle.cloudpickle as cp
 from repartir import classes
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, inherited_array, newest_snapshot
 
+try:
+    from _blake2 import (
+        blake2b as blake2b,
+    )  # what hashlib has under this name, without loading OpenSSL for 5 to 10 ms
+except ImportError:
+    from hashlib import blake2b as blake2b
+
 PROTOCOL = 5
 MAX_RETURNED_DEFINITION = 64 * 1024
 MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
@@ -227,8 +234,6 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         if not record.is_own:
             return record.version
         contents = dump_in_band(cls, self.inherited, contents_of=cls)
-        from hashlib import blake2b  # here, as it loads OpenSSL
-
         return record.version_of(blake2b(contents, digest_size=16).digest())
 
     def _definition(self, cls: type, record: classes.ClassRecord) -> bytes:
