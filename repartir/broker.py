@@ -28,10 +28,12 @@ from repartir.shm.board import Board, BoardClosed, ClientSleep
 from repartir.supervisor import EVERY_ROW, Supervisor
 
 SPIN_S = 50e-6
-YIELD_S = 0.002
+YIELD_S = 0.005
 """How long after a waiter's last visit the broker's thread leaves the watching to waiters."""
-NAP_MS = 1
-"""Under backlog, with every core at work, the client sleeps so long whatever is answered meanwhile."""
+NAP_MS = (1, 4)
+"""Under backlog, with every core at work, the client sleeps at least and at most so long, whatever is answered meanwhile."""
+NAP_ANSWERS = (16, 64)
+"""A nap that brought fewer answers makes the next one longer, one that brought more makes it shorter."""
 _START_CHECK_S = 1.0
 
 
@@ -94,6 +96,8 @@ class Broker:
         self._broker_watches = False
         self._broker_dozes = False
         self._reports_due = False
+        self._nap_ms = 0
+        self._answered_before = 0
         self._aborting = False
         self._ended = False
         self._poll = select.poll()
@@ -279,14 +283,14 @@ class Broker:
         if self.members.starting:
             timeout = _START_CHECK_S if timeout is None else min(timeout, _START_CHECK_S)
         wait_ms = None if timeout is None else max(0.0, timeout * 1000)
-        nap = len(pump.ledger.records) >= pump.backlog and not self._a_core_is_free()
+        nap = self._choose_nap()
         board.set_client_sleep(ClientSleep.NAPS if nap else ClientSleep.PARKED)
         try:
             if not nap and pump.has_news_for_sure():
                 return
             if (self._broker_watches and self._rouse.is_set()) or (pump.inbox and not pump.stuck):
                 return
-            ready = poll.poll(NAP_MS if nap and (wait_ms is None or wait_ms > NAP_MS) else wait_ms)
+            ready = poll.poll(nap if nap and (wait_ms is None or wait_ms > nap) else wait_ms)
             for fd, _ in ready:
                 if fd == self._wake_r:
                     os.read(self._wake_r, 65536)
@@ -297,6 +301,21 @@ class Broker:
                 self._rouse.set()
         finally:
             board.set_client_sleep(ClientSleep.AWAKE)
+
+    def _choose_nap(self) -> int:
+        """How many milliseconds to nap; 0: sleep until the first answer.
+
+        None after a nap that brought nothing: answers are rare then, and each is worth a wake.
+        """
+        pump, last = self.pump, self._nap_ms
+        got, self._answered_before = pump.answered - self._answered_before, pump.answered
+        if len(pump.ledger.records) < pump.backlog or (last and not got) or self._a_core_is_free():
+            self._nap_ms = 0
+        elif not last or got > NAP_ANSWERS[1]:
+            self._nap_ms = max(last // 2, NAP_MS[0])
+        elif got < NAP_ANSWERS[0]:
+            self._nap_ms = min(last * 2, NAP_MS[1])
+        return self._nap_ms
 
     def _poll_with_reports(self) -> select.poll:
         poll = select.poll()

@@ -57,6 +57,8 @@ class Pump:
         self.mutex = threading.RLock()
         self.stuck = False
         """The first task of the inbox waits for room."""
+        self.answered = 0
+        """How many answers came in."""
         self.ended = False
         self.backlog = 4 * len(board.rows)
         """With so many tasks under way no member runs dry while the client takes its time."""
@@ -276,6 +278,7 @@ class Pump:
         outbox, row = board.outboxes[at], board.rows[at]
         tasks = ledger.records
         for word, status, payload in records(outbox.peek()):
+            self.answered += 1
             if status > ANSWER_IN_BLOCK:
                 self.said.append((at, status, payload))
                 self._on_news()
