@@ -150,10 +150,16 @@ class Broker:
 
     def disown(self) -> None:
         """In a forked child: nothing of this broker works here."""
+        if self._ended:
+            return  # its descriptors are others' by now
         self._ended = True
         self.broken = BrokenProcessPool(
             "this executor belongs to the parent process; make one of your own after os.fork"
         )
+        if not self._supervisor.forking:  # else this child is the executor's own nursery
+            self.pump.let_go()
+            self._supervisor.control.close()
+            self._close()
 
     def _cancel_all(self) -> None:
         for record in self.pump.unsettled():
@@ -202,7 +208,7 @@ class Broker:
             return future.wait_on_condition(timeout if timeout is not None else self._never_in_here())
         watch = self._watch
         while not future.done():
-            if self._ended:
+            if self._ended and not future.done():
                 raise _copy_of(self.broken or BrokenProcessPool("the executor has ended"))
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
@@ -305,7 +311,7 @@ class Broker:
     def _choose_nap(self) -> int:
         """How many milliseconds to nap; 0: sleep until the first answer.
 
-        None after a nap that brought nothing: answers are rare then, and each is worth a wake.
+        No nap after one that brought nothing: answers are rare then, and each is worth a wake.
         """
         pump, last = self.pump, self._nap_ms
         got, self._answered_before = pump.answered - self._answered_before, pump.answered
@@ -405,12 +411,16 @@ class Broker:
     def _finish_if_due(self) -> bool:
         """Tell members and nursery to end once nothing is left to do."""
         pump, board = self.pump, self.board
-        if self.closing and not (pump.inbox or pump.ledger.records or pump.due or board.closing):
-            board.set_closing()
-            board.parking.wake_all()
-            self._supervisor.quit()
-            return True
-        return False
+        if not self.closing or pump.due or board.closing:
+            return False
+        with pump.mutex:
+            if pump.inbox or pump.ledger.records:
+                return False
+            pump.ended = True  # a submit that comes now is refused
+        board.set_closing()
+        board.parking.wake_all()
+        self._supervisor.quit()
+        return True
 
     def _end(self) -> None:
         self.closing = True
@@ -422,9 +432,12 @@ class Broker:
         self._ended = True
         self._poke()
         with self._watch:  # the waiter that watched has left: its future is done
-            os.close(self._wake_r)
-            self._wake_w.close()
-            self._on_end()
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._wake_r)
+        self._wake_w.close()
+        self._on_end()
 
 
 def _copy_of(error: BrokenProcessPool) -> BrokenProcessPool:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+from repartir.bindings import OwnedGlobals
 from repartir.codec import decode, encode_function
 from repartir.fingerprint import Fingerprint, fingerprint, is_immutable
 from repartir.heavy import HEAVY_BYTES, HeavyGlobals
 from repartir.inherited import InheritedArrays
-from repartir.pickler import MAIN_MODULES, Encoded, blake2b, goes_by_reference
+from repartir.pickler import MAIN_MODULES, Encoded, blake2b, global_names, goes_by_reference
 
 CACHE_COUNT = 256
 CACHE_BYTES = 64 * 1024 * 1024
@@ -96,11 +98,12 @@ class FunctionTable:
     """The client's encoded functions. Holds functions weakly, and takes no lock: each change is one operation
     on a dict.
 
-    `inherited`: the arrays that the workers have by fork.
+    `inherited`: the arrays that the workers have by fork. `owned`: the globals that they have of their own.
     """
 
-    def __init__(self, inherited: InheritedArrays | None = None) -> None:
+    def __init__(self, inherited: InheritedArrays | None = None, owned: OwnedGlobals | None = None) -> None:
         self.inherited = inherited
+        self.owned = owned
         self._entries: dict[int, _Imported | _ByValue | _Partial] = {}
         self._refs: dict[int, weakref.ref[FunctionRef]] = {}
         self._recent: deque[FunctionRef] = deque(maxlen=RECENT_COUNT)
@@ -124,7 +127,7 @@ class FunctionTable:
     def _encode(self, fn: Callable[..., Any]) -> FunctionRef:
         # Taken before pickling: a change made meanwhile by another thread then makes it not hold.
         entry = self._entry(fn)
-        blob = encode_function(fn, self.inherited)
+        blob = encode_function(fn, self.inherited, self.owned)
         if _size_bytes(blob) >= HEAVY_BYTES:
             self._heavy.warn(fn, _size_bytes(blob))
         ref = self._ref(blob)
@@ -170,6 +173,39 @@ class FunctionTable:
 
 
 _NO_REF = FunctionRef(0, b"")
+
+
+def function_of(call: Any) -> FunctionType | None:
+    """The Python function behind a partial or a bound method; None if there is none."""
+    while not isinstance(call, FunctionType):
+        inner = call.func if isinstance(call, partial) else getattr(call, "__func__", None)
+        if inner is None:
+            return None
+        call = inner
+    return call
+
+
+def owned_globals(initializer: Any) -> OwnedGlobals | None:
+    """The globals, other than functions, classes and modules, that an initializer which goes by value refers to,
+    itself or through functions of its module.
+    """
+    first = function_of(initializer)
+    if first is None or goes_by_reference(first):
+        return None
+    namespace, names = first.__globals__, set()
+    seen, waiting = {first}, [first]
+    while waiting:
+        for name in global_names(waiting.pop().__code__):
+            value = namespace.get(name, waiting)
+            if isinstance(value, FunctionType) and value.__globals__ is namespace and value not in seen:
+                seen.add(value)
+                waiting.append(value)
+            elif value is waiting:
+                if not hasattr(builtins, name):
+                    names.add(name)
+            elif not isinstance(value, FunctionType | BuiltinFunctionType | ModuleType | type):
+                names.add(name)
+    return OwnedGlobals(namespace, frozenset(names)) if names else None
 
 
 def _size_bytes(blob: bytes | Encoded) -> int:

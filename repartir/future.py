@@ -8,6 +8,7 @@ path is taken, so ``concurrent.futures.wait`` and ``as_completed`` never see hal
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
 from concurrent.futures._base import (
     CANCELLED,
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 _DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
 _lock = threading.Lock()
+os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class Driver(Protocol):

@@ -20,9 +20,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from repartir.codec import decode, encode_value
+from repartir.codec import decode, encode_value, parts_of
 from repartir.hygiene import die_with_parent, leave_parent_behind, reseed
 from repartir.shm.board import Board, MemberState
 from repartir.worker import MemberSettings, Worker
@@ -218,7 +218,7 @@ class FreshStart:
 
     def send(self, control: socket.socket) -> None:
         encoded = encode_value(self, what="the initializer")
-        parts: list[Any] = [encoded] if isinstance(encoded, bytes) else [encoded.meta, *encoded.buffers]
+        parts = parts_of(encoded)
         control.sendall(_LENGTH.pack(len(parts)))
         for part in parts:
             control.sendall(_LENGTH.pack(len(part)))

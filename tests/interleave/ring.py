@@ -74,7 +74,7 @@ class RingWorker(Worker):
     ran: list[int]
 
     def __init__(self, board: Board, index: int, ran: list[int], spinners: int = 1) -> None:
-        super().__init__(board, index, -1, MemberSettings(None, (), None, spinners, None))
+        super().__init__(board, index, -1, MemberSettings(None, (), frozenset(), None, spinners, None))
         self.ran = ran
 
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from repartir import outcome
-from repartir.shm.arena import RESULT
+from repartir.codec import parts_of
 from repartir.shm.deque import Entry, TaskDeque
-from repartir.shm.layout import ANSWER, ANSWER_IN_BLOCK, SLOT_WORDS
+from repartir.shm.layout import ANSWER, SLOT_WORDS
 from tests.interleave.explorer import Plan, ScheduleError, World, explore
 from tests.interleave.ring import Client, RingWorker, make_board, on_fake_parts
 
@@ -137,7 +137,7 @@ class LetsGoFirst(RingWorker):
         if isinstance(body, bytes) and len(body) <= self._largest_bytes:
             self._send(word, ANSWER, body)
         else:
-            self._send(word, ANSWER_IN_BLOCK, self._store(body, word | RESULT).pack())
+            self._send_large(word, parts_of(body))
 
 
 @pytest.mark.parametrize(("kind", "harm"), [(StartsLate, "ran 2 times"), (LetsGoFirst, "lost")])

@@ -42,7 +42,7 @@ def spinners(request: pytest.FixtureRequest) -> int:
 
 def serve(board: Board, row: int, spinners: int, run: Run) -> None:
     """A worker's loop with `run` in place of calls."""
-    worker = Worker(board, row, -1, MemberSettings(None, (), None, spinners, None))
+    worker = Worker(board, row, -1, MemberSettings(None, (), frozenset(), None, spinners, None))
     claim = board.rows[row].claim
     while entry := worker.find_work() or worker._rest():
         run(row, entry[0] >> 16)

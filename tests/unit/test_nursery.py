@@ -17,7 +17,7 @@ from repartir.shm.board import Board
 from repartir.worker import MemberSettings
 
 LIMIT_S = 15.0
-SETTINGS = MemberSettings(None, (), None, 1, None)
+SETTINGS = MemberSettings(None, (), frozenset(), None, 1, None)
 
 
 class Client:
