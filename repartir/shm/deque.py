@@ -27,7 +27,7 @@ from repartir.shm.lock import Lock
 from repartir.shm.words import Data, Words
 
 Entry = tuple[int, bytes, int]
-"""Task word, payload (at most ``SLOT_PAYLOAD_BYTES``), flags (``IN_BLOCK``, ``CALL_MANY``)."""
+"""Task word, payload (at most ``SLOT_PAYLOAD_BYTES``), flags (``IN_BLOCK``, ``CALL_MANY``, ``CALL_EACH``)."""
 
 
 class TaskDeque:
