@@ -82,12 +82,16 @@ class Executor(concurrent.futures.Executor):
         members = MemberSettings(
             initializer, initargs, names, max_tasks_per_child, max(1, cores - 1), inherited
         )
-        self._broker = _start(max_workers, method, members, cores)
-        if inherited is not None:
-            inherited.release()
         self._functions = FunctionTable(inherited, owned)
         self._shut = False
-        weakref.finalize(self, self._broker.close_soon).atexit = False
+        self._broker = _start(max_workers, method, members, cores)
+        try:
+            weakref.finalize(self, self._broker.close_soon).atexit = False
+            if inherited is not None:
+                inherited.release()
+        except BaseException:
+            self._broker.abort()
+            raise
 
     def __repr__(self) -> str:
         broker = self._broker
@@ -214,7 +218,7 @@ def _start(rows: int, method: str, members: MemberSettings, cores: int) -> Broke
     """Shared memory, nursery, workers and the broker's thread of one executor."""
     board = Board.create(rows)
     wake_fds = os.pipe()
-    supervisor = None
+    supervisor = broker = None
     try:
         for fd in wake_fds:
             os.set_blocking(fd, False)
@@ -223,7 +227,11 @@ def _start(rows: int, method: str, members: MemberSettings, cores: int) -> Broke
         supervisor = Supervisor(board, method, members, wake_fds[1])
         broker = Broker(board, supervisor, wake_fds, cores, board.close)
         broker.thread.start()
+        _engines.add(broker)
     except BaseException:
+        if broker is not None and broker.thread.ident is not None:
+            broker.abort()
+            raise
         if supervisor is not None:
             supervisor.reap(kill=True)
             supervisor.control.close()
@@ -231,7 +239,6 @@ def _start(rows: int, method: str, members: MemberSettings, cores: int) -> Broke
         for fd in wake_fds:
             os.close(fd)
         raise
-    _engines.add(broker)
     return broker
 
 

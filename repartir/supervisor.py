@@ -188,13 +188,16 @@ class Supervisor:
                 self.forking = True
                 pid = os.fork()
                 if pid == 0:
-                    let_go()
-                    self.control.close()
-                    run_forked(theirs, board, settings)
+                    try:
+                        let_go()
+                        self.control.close()
+                        run_forked(theirs, board, settings)
+                    finally:
+                        os._exit(1)
+                self.nursery_pid = pid  # before the signals that were held back are let through
         finally:
             self.forking = False
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self.nursery_pid = pid
 
     def _spawn_nursery(self, theirs: socket.socket) -> None:
         from multiprocessing.util import spawnv_passfds
