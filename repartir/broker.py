@@ -15,6 +15,7 @@ thread alone, which no signal handler interrupts.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import threading
@@ -28,11 +29,16 @@ from repartir.shm.board import Board, BoardClosed, ClientSleep
 from repartir.supervisor import EVERY_ROW, Supervisor
 
 SPIN_S = 50e-6
-YIELD_S = 0.002
+YIELD_S = 0.005
 """How long after a waiter's last visit the broker's thread leaves the watching to waiters."""
-NAP_MS = 1
-"""Under backlog, with every core at work, the client sleeps so long whatever is answered meanwhile."""
+NAP_MS = (1, 4)
+"""Under backlog, with every core at work, the client sleeps at least and at most so long, whatever is answered meanwhile."""
+NAP_ANSWERS = (16, 64)
+"""A nap that brought fewer answers makes the next one longer, one that brought more makes it shorter."""
 _START_CHECK_S = 1.0
+HANDLER_CHECK_S = 0.001
+"""How often a wait inside a signal handler looks for its answer."""
+_log = logging.getLogger("repartir")
 
 
 class Bell:
@@ -94,6 +100,8 @@ class Broker:
         self._broker_watches = False
         self._broker_dozes = False
         self._reports_due = False
+        self._nap_ms = 0
+        self._answered_before = 0
         self._aborting = False
         self._ended = False
         self._poll = select.poll()
@@ -146,10 +154,16 @@ class Broker:
 
     def disown(self) -> None:
         """In a forked child: nothing of this broker works here."""
+        if self._ended:
+            return  # its descriptors are others' by now
         self._ended = True
         self.broken = BrokenProcessPool(
             "this executor belongs to the parent process; make one of your own after os.fork"
         )
+        if not self._supervisor.forking:  # else this child is the executor's own nursery
+            self.pump.let_go()
+            self._supervisor.control.close()
+            self._close()
 
     def _cancel_all(self) -> None:
         for record in self.pump.unsettled():
@@ -197,8 +211,10 @@ class Broker:
         if self.pump.mutex._is_owned() or self.thread.ident == me:  # type: ignore[attr-defined]
             return future.wait_on_condition(timeout if timeout is not None else self._never_in_here())
         watch = self._watch
+        if watch._is_owned():  # type: ignore[attr-defined]
+            return self._wait_in_handler(future, until)
         while not future.done():
-            if self._ended:
+            if self._ended and not future.done():
                 raise _copy_of(self.broken or BrokenProcessPool("the executor has ended"))
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
@@ -228,6 +244,15 @@ class Broker:
                 self._hand_over()
                 raise
         return None
+
+    def _wait_in_handler(self, future: TaskFuture, until: float | None) -> None:
+        """In a signal handler that interrupted this thread's own sleep, which cannot be slept a second time."""
+        try:
+            while not future.done() and (until is None or time.monotonic() < until):
+                self.pump.pump()
+                time.sleep(HANDLER_CHECK_S)
+        finally:
+            self._poke()  # the sleep that was interrupted looks for what came meanwhile
 
     def _never_in_here(self) -> float:
         raise RuntimeError(
@@ -279,14 +304,14 @@ class Broker:
         if self.members.starting:
             timeout = _START_CHECK_S if timeout is None else min(timeout, _START_CHECK_S)
         wait_ms = None if timeout is None else max(0.0, timeout * 1000)
-        nap = len(pump.ledger.records) >= pump.backlog and not self._a_core_is_free()
+        nap = self._choose_nap()
         board.set_client_sleep(ClientSleep.NAPS if nap else ClientSleep.PARKED)
         try:
             if not nap and pump.has_news_for_sure():
                 return
             if (self._broker_watches and self._rouse.is_set()) or (pump.inbox and not pump.stuck):
                 return
-            ready = poll.poll(NAP_MS if nap and (wait_ms is None or wait_ms > NAP_MS) else wait_ms)
+            ready = poll.poll(nap if nap and (wait_ms is None or wait_ms > nap) else wait_ms)
             for fd, _ in ready:
                 if fd == self._wake_r:
                     os.read(self._wake_r, 65536)
@@ -297,6 +322,21 @@ class Broker:
                 self._rouse.set()
         finally:
             board.set_client_sleep(ClientSleep.AWAKE)
+
+    def _choose_nap(self) -> int:
+        """How many milliseconds to nap; 0: sleep until the first answer.
+
+        No nap after one that brought nothing: answers are rare then, and each is worth a wake.
+        """
+        pump, last = self.pump, self._nap_ms
+        got, self._answered_before = pump.answered - self._answered_before, pump.answered
+        if len(pump.ledger.records) < pump.backlog or (last and not got) or self._a_core_is_free():
+            self._nap_ms = 0
+        elif not last or got > NAP_ANSWERS[1]:
+            self._nap_ms = max(last // 2, NAP_MS[0])
+        elif got < NAP_ANSWERS[0]:
+            self._nap_ms = min(last * 2, NAP_MS[1])
+        return self._nap_ms
 
     def _poll_with_reports(self) -> select.poll:
         poll = select.poll()
@@ -380,18 +420,25 @@ class Broker:
         due = self.pump.due
         while due:
             future, value, error = due[0]
-            future.settle_fully(value, error)
+            try:
+                future.settle_fully(value, error)
+            except BaseException:  # noqa: BLE001 - of a callback: sys.exit() there ends no thread of ours
+                _log.exception("a callback of %r raised", future)
             due.popleft()
 
     def _finish_if_due(self) -> bool:
         """Tell members and nursery to end once nothing is left to do."""
         pump, board = self.pump, self.board
-        if self.closing and not (pump.inbox or pump.ledger.records or pump.due or board.closing):
-            board.set_closing()
-            board.parking.wake_all()
-            self._supervisor.quit()
-            return True
-        return False
+        if not self.closing or pump.due or board.closing:
+            return False
+        with pump.mutex:
+            if pump.inbox or pump.ledger.records:
+                return False
+            pump.ended = True  # a submit that comes now is refused
+        board.set_closing()
+        board.parking.wake_all()
+        self._supervisor.quit()
+        return True
 
     def _end(self) -> None:
         self.closing = True
@@ -403,9 +450,12 @@ class Broker:
         self._ended = True
         self._poke()
         with self._watch:  # the waiter that watched has left: its future is done
-            os.close(self._wake_r)
-            self._wake_w.close()
-            self._on_end()
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._wake_r)
+        self._wake_w.close()
+        self._on_end()
 
 
 def _copy_of(error: BrokenProcessPool) -> BrokenProcessPool:

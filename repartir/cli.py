@@ -68,10 +68,20 @@ def make_parser() -> argparse.ArgumentParser:
 def demo(args: argparse.Namespace) -> int:
     """`repartir demo`: 1 if the numbers of both ways differ, or on an error of Repartir's own."""
     from repartir.demo.run import run
+    from repartir.environment import default_workers
     from repartir.errors import RepartirError
+    from repartir.shm.layout import MAX_ROWS
 
     try:
-        return run(quick=args.quick, workers=args.workers, seed=args.seed, as_json=args.json)
+        workers = args.workers or default_workers()
+    except ValueError as error:  # an environment variable
+        print(f"repartir demo: {error}", file=sys.stderr)
+        return USAGE
+    if workers > MAX_ROWS:
+        print(f"repartir demo: at most {MAX_ROWS} workers, not {workers}", file=sys.stderr)
+        return USAGE
+    try:
+        return run(quick=args.quick, workers=workers, seed=args.seed, as_json=args.json)
     except RepartirError as error:
         print(f"repartir demo: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
@@ -105,14 +115,21 @@ class _Version(argparse.Action):
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = _whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+
+
 def _seed(text: str) -> int:
-    number = int(text)
+    number = _whole(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, not {number}")
     return number

@@ -8,9 +8,11 @@ own, which the decoded arrays then live in.
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from repartir.bindings import OwnedGlobals
 from repartir.diagnosis import describe, first_failure, is_interruption
 from repartir.errors import TaskNotSerializable
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, snapshot_inherited
@@ -27,7 +29,10 @@ __all__ = [
     "encode_function",
     "encode_result",
     "encode_value",
+    "join_parts",
+    "parts_of",
     "snapshot_inherited",
+    "split_parts",
 ]
 
 # Exact types whose plain pickle is right in every process.
@@ -87,10 +92,12 @@ def encode_result(value: Any) -> Encoded | bytes:
         raise _failure("the result", [("the result", value)], None, error) from error
 
 
-def encode_function(fn: Any, inherited: InheritedArrays | None = None) -> Encoded | bytes:
+def encode_function(
+    fn: Any, inherited: InheritedArrays | None = None, owned: OwnedGlobals | None = None
+) -> Encoded | bytes:
     """A callable as it is now; `decode` gives it back. Raises TaskNotSerializable, which names the part."""
     try:
-        return dump(fn, inherited, is_function=True)
+        return dump(fn, inherited, is_function=True, owned=owned)
     except Exception as error:
         if is_interruption(error):
             raise
@@ -100,6 +107,28 @@ def encode_function(fn: Any, inherited: InheritedArrays | None = None) -> Encode
 def decode(data: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()) -> Any:
     """What was encoded as `data` and `buffers`. Raises whatever unpickling raises: it may run users' code."""
     return _loads(data, buffers=buffers) if buffers else _loads(data)
+
+
+def parts_of(encoded: Encoded | bytes) -> list[bytes | memoryview]:
+    """The pickle, then its buffers."""
+    return [encoded] if isinstance(encoded, bytes) else [encoded.meta, *encoded.buffers]
+
+
+def join_parts(parts: Sequence[bytes | memoryview]) -> bytes:
+    """Parts as one string, behind their number and sizes."""
+    sizes = [len(part) for part in parts]
+    return b"".join([struct.pack(f"=Q{len(sizes)}Q", len(sizes), *sizes), *parts])
+
+
+def split_parts(joined: bytes) -> list[bytearray]:
+    """What `join_parts` joined, each part writable."""
+    (count,) = struct.unpack_from("=Q", joined)
+    sizes = struct.unpack_from(f"={count}Q", joined, 8)
+    parts, at = [], 8 * (count + 1)
+    for size in sizes:
+        parts.append(bytearray(joined[at : at + size]))
+        at += size
+    return parts
 
 
 def _failure(

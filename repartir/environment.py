@@ -47,6 +47,8 @@ def choose_start_method(mp_context: Any) -> str:
             raise TypeError(f"mp_context must be a multiprocessing context, not {type(mp_context).__name__}")
         return str(mp_context.get_start_method())
     wanted = os.environ.get("REPARTIR_START_METHOD")
+    if wanted and wanted not in multiprocessing.get_all_start_methods():
+        raise ValueError(f"REPARTIR_START_METHOD must be fork, spawn or forkserver, not {wanted!r}")
     if wanted:
         return multiprocessing.get_context(wanted).get_start_method()
     chosen = multiprocessing.get_start_method(allow_none=True)

@@ -18,7 +18,7 @@ from repartir.broker import Broker
 from repartir.codec import encode_call
 from repartir.environment import choose_start_method, default_workers, usable_cores
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
-from repartir.functions import FunctionRef, FunctionTable
+from repartir.functions import FunctionRef, FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
 from repartir.serial import SerialExecutor, current_executor
@@ -77,13 +77,21 @@ class Executor(concurrent.futures.Executor):
         self._start_method = method
         cores = usable_cores()
         inherited = snapshot_inherited() if method == "fork" else None
-        members = MemberSettings(initializer, initargs, max_tasks_per_child, max(1, cores - 1), inherited)
-        self._broker = _start(max_workers, method, members, cores)
-        if inherited is not None:
-            inherited.release()
-        self._functions = FunctionTable(inherited)
+        owned = None if initializer is None else owned_globals(initializer)
+        names = frozenset() if owned is None else owned.names
+        members = MemberSettings(
+            initializer, initargs, names, max_tasks_per_child, max(1, cores - 1), inherited
+        )
+        self._functions = FunctionTable(inherited, owned)
         self._shut = False
-        weakref.finalize(self, self._broker.close_soon).atexit = False
+        self._broker = _start(max_workers, method, members, cores)
+        try:
+            weakref.finalize(self, self._broker.close_soon).atexit = False
+            if inherited is not None:
+                inherited.release()
+        except BaseException:
+            self._broker.abort()
+            raise
 
     def __repr__(self) -> str:
         broker = self._broker
@@ -148,14 +156,14 @@ class Executor(concurrent.futures.Executor):
         try:
             ref = self._functions.encode(fn)
         except TaskNotSerializable as exc:
-            failed: Future[list[Any]] = Future()
+            failed: Future[Any] = Future()
             failed.set_exception(exc)
             return mapping.results(deque([failed]), lambda: None, until)
         pending = deque(
             self._submit_chunk(fn, ref, flag, chunk) for chunk in itertools.islice(source, buffersize)
         )
 
-        def more() -> Future[list[Any]] | None:
+        def more() -> Future[Any] | None:
             chunk = next(source, None)
             return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk)
 
@@ -183,9 +191,9 @@ class Executor(concurrent.futures.Executor):
 
     def _submit_chunk(
         self, fn: Callable[..., Any], ref: FunctionRef, flag: int, chunk: tuple[Any, ...]
-    ) -> Future[list[Any]]:
+    ) -> Future[Any]:
         pump = self._broker.pump
-        future: Future[list[Any]] = Future(self._broker, pump.new_task_id())
+        future: Future[Any] = Future(self._broker, pump.new_task_id())
         try:
             pump.post(future, ref, encode_call(chunk, {}, self._functions.inherited), flag, fn)
         except (TaskNotSerializable, SharedMemoryFull) as exc:
@@ -210,28 +218,37 @@ def _start(rows: int, method: str, members: MemberSettings, cores: int) -> Broke
     """Shared memory, nursery, workers and the broker's thread of one executor."""
     board = Board.create(rows)
     wake_fds = os.pipe()
-
+    supervisor = broker = None
     try:
         for fd in wake_fds:
             os.set_blocking(fd, False)
         for row in board.rows:
             board.words[row.kind] = Kind.CPU
         supervisor = Supervisor(board, method, members, wake_fds[1])
+        broker = Broker(board, supervisor, wake_fds, cores, board.close)
+        broker.thread.start()
+        _engines.add(broker)
     except BaseException:
+        if broker is not None and broker.thread.ident is not None:
+            broker.abort()
+            raise
+        if supervisor is not None:
+            supervisor.reap(kill=True)
+            supervisor.control.close()
         board.close()
         for fd in wake_fds:
             os.close(fd)
         raise
-    broker = Broker(board, supervisor, wake_fds, cores, board.close)
-    _engines.add(broker)
-    broker.thread.start()
     return broker
 
 
 def _at_interpreter_exit() -> None:
-    """Before threads are joined: end every executor; at once if an unhandled Ctrl-C ended the program."""
+    """Before threads are joined: end every executor; at once if an unhandled Ctrl-C ended the program.
+
+    An interactive interpreter goes on after a Ctrl-C, so there it says nothing of how the program ended.
+    """
     _interpreter_ends.set()
-    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1")
     for broker in list(_engines):
         if interrupted:
             broker.abort()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+from repartir.bindings import OwnedGlobals
 from repartir.codec import decode, encode_function
 from repartir.fingerprint import Fingerprint, fingerprint, is_immutable
 from repartir.heavy import HEAVY_BYTES, HeavyGlobals
 from repartir.inherited import InheritedArrays
-from repartir.pickler import MAIN_MODULES, Encoded, goes_by_reference
+from repartir.pickler import MAIN_MODULES, Encoded, blake2b, global_names, goes_by_reference
 
 CACHE_COUNT = 256
 CACHE_BYTES = 64 * 1024 * 1024
@@ -96,11 +98,12 @@ class FunctionTable:
     """The client's encoded functions. Holds functions weakly, and takes no lock: each change is one operation
     on a dict.
 
-    `inherited`: the arrays that the workers have by fork.
+    `inherited`: the arrays that the workers have by fork. `owned`: the globals that they have of their own.
     """
 
-    def __init__(self, inherited: InheritedArrays | None = None) -> None:
+    def __init__(self, inherited: InheritedArrays | None = None, owned: OwnedGlobals | None = None) -> None:
         self.inherited = inherited
+        self.owned = owned
         self._entries: dict[int, _Imported | _ByValue | _Partial] = {}
         self._refs: dict[int, weakref.ref[FunctionRef]] = {}
         self._recent: deque[FunctionRef] = deque(maxlen=RECENT_COUNT)
@@ -124,7 +127,7 @@ class FunctionTable:
     def _encode(self, fn: Callable[..., Any]) -> FunctionRef:
         # Taken before pickling: a change made meanwhile by another thread then makes it not hold.
         entry = self._entry(fn)
-        blob = encode_function(fn, self.inherited)
+        blob = encode_function(fn, self.inherited, self.owned)
         if _size_bytes(blob) >= HEAVY_BYTES:
             self._heavy.warn(fn, _size_bytes(blob))
         ref = self._ref(blob)
@@ -172,6 +175,39 @@ class FunctionTable:
 _NO_REF = FunctionRef(0, b"")
 
 
+def function_of(call: Any) -> FunctionType | None:
+    """The Python function behind a partial or a bound method; None if there is none."""
+    while not isinstance(call, FunctionType):
+        inner = call.func if isinstance(call, partial) else getattr(call, "__func__", None)
+        if inner is None:
+            return None
+        call = inner
+    return call
+
+
+def owned_globals(initializer: Any) -> OwnedGlobals | None:
+    """The globals, other than functions, classes and modules, that an initializer which goes by value refers to,
+    itself or through functions of its module.
+    """
+    first = function_of(initializer)
+    if first is None or goes_by_reference(first):
+        return None
+    namespace, names = first.__globals__, set()
+    seen, waiting = {first}, [first]
+    while waiting:
+        for name in global_names(waiting.pop().__code__):
+            value = namespace.get(name, waiting)
+            if isinstance(value, FunctionType) and value.__globals__ is namespace and value not in seen:
+                seen.add(value)
+                waiting.append(value)
+            elif value is waiting:
+                if not hasattr(builtins, name):
+                    names.add(name)
+            elif not isinstance(value, FunctionType | BuiltinFunctionType | ModuleType | type):
+                names.add(name)
+    return OwnedGlobals(namespace, frozenset(names)) if names else None
+
+
 def _size_bytes(blob: bytes | Encoded) -> int:
     return len(blob) if isinstance(blob, bytes) else blob.size_bytes
 
@@ -183,8 +219,6 @@ def _drop(refs: dict[int, weakref.ref[FunctionRef]], key: int, dead: weakref.ref
 
 def digest(blob: bytes | Encoded) -> int:
     """64-bit digest of an encoded function, never 0."""
-    from hashlib import blake2b  # here, as it loads OpenSSL
-
     if isinstance(blob, bytes):
         return int.from_bytes(blake2b(blob, digest_size=8).digest(), "little") or 1
     state = blake2b(blob.meta, digest_size=8)
@@ -200,6 +234,7 @@ class FunctionCache:
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._entries: OrderedDict[int, tuple[Callable[..., Any], int]] = OrderedDict()
+        self._newest: tuple[int, Callable[..., Any] | None] = (0, None)
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -207,10 +242,14 @@ class FunctionCache:
 
     def get(self, key: int) -> Callable[..., Any] | None:
         """The function under `key`, if it is still here."""
+        newest, fn = self._newest
+        if newest == key:
+            return fn
         entry = self._entries.get(key)
         if entry is None:
             return None
         self._entries.move_to_end(key)
+        self._newest = key, entry[0]
         return entry[0]
 
     def put(
@@ -223,6 +262,7 @@ class FunctionCache:
         if old is not None:
             self.size_bytes -= old[1]
         self._entries[key] = fn, size
+        self._newest = key, fn
         self.size_bytes += size
         while len(self._entries) > 1 and (
             len(self._entries) > self._max_count or self.size_bytes > self._max_bytes

@@ -104,9 +104,10 @@ class Ledger(Generic[F]):
 
     def answered(self, word: int) -> Record[F] | None:
         """An answer arrived: the record to settle, or None (and counted) when it is late or the second."""
-        record = self.claimant(word)
-        if record is None:
+        record = self.records.get(word >> ATTEMPT_BITS)
+        if record is None or record.word != word:
             self.late += 1
+            return None
         return record
 
     def close(self, record: Record[F], event: TaskEvent) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from repartir.future import Future
+from repartir.worker import Stopped
 
 _LARGEST_SHARE = 16
 _GUIDED_SHARE = 4
@@ -51,7 +52,7 @@ def deadline(timeout: float | None) -> float | None:
 
 
 def results(
-    pending: deque[Future[list[Any]]], more: Callable[[], Future[list[Any]] | None], until: float | None
+    pending: deque[Future[Any]], more: Callable[[], Future[Any] | None], until: float | None
 ) -> Iterator[Any]:
     """Yield the items of each future's list in order; ``more`` makes the next future after each is used up.
 
@@ -63,12 +64,19 @@ def results(
             values = future.result(None if until is None else until - time.monotonic())
             pending.popleft()
             del future
-            following = more()
-            if following is not None:
+            error = None
+            if isinstance(values, Stopped):
+                error, values = values.exception(), values.values
+            elif (following := more()) is not None:
                 pending.append(following)
             values.reverse()
             while values:
                 yield values.pop()
+            if error is not None:
+                try:
+                    raise error
+                finally:
+                    error = None
     finally:
         for future in pending:
             future.cancel()

@@ -75,10 +75,12 @@ class Members:
                 self._ready[at] = True
                 self._early_deaths[at] = 0
             elif status == MEMBER_BROKEN:
+                text = payload.decode(errors="replace")
+                reason = text.strip().rpartition("\n")[2]
                 error = BrokenProcessPool(
-                    "the initializer of a worker failed, so the executor cannot be used"
+                    f"the initializer of a worker failed ({reason}), so the executor cannot be used"
                 )
-                error.__cause__ = outcome.RemoteTraceback(payload.decode(errors="replace"))
+                error.__cause__ = outcome.RemoteTraceback(text)
                 self._on_broken(error)
 
     def _member_exited(self, exited: MemberExited) -> None:

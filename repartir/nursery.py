@@ -17,13 +17,12 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from repartir.codec import decode, encode_value
-from repartir.hygiene import die_with_parent, leave_parent_behind, reseed
+from repartir.codec import decode, encode_value, parts_of
+from repartir.hygiene import die_with_parent, leave, leave_parent_behind, reseed
 from repartir.shm.board import Board, MemberState
 from repartir.worker import MemberSettings, Worker
 
@@ -58,6 +57,7 @@ class Nursery:
         self._control = control
         self._board = board
         self._settings = settings
+        self._pid = os.getpid()
         self._members: dict[int, int] = {}
         self._quitting = False
         self._wake_r, self._wake_w = os.pipe()
@@ -168,7 +168,7 @@ class Nursery:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            die_with_parent(os.getppid())
+            die_with_parent(self._pid)
             for fd in (self._wake_r, self._wake_w, self._life_w, self._client_fd):
                 if fd >= 0:
                     os.close(fd)
@@ -178,10 +178,11 @@ class Nursery:
             atexit.register(util._exit_function)  # type: ignore[attr-defined]  # since 3.13 `_bootstrap` leaves it to its caller
             code = process._bootstrap(parent_sentinel=self._life_r)  # type: ignore[attr-defined]
         except BaseException:  # noqa: BLE001 - this process ends here
-            traceback.print_exc()
-        finally:
+            leave(code)
+        try:
             atexit._run_exitfuncs()
-            os._exit(code)
+        finally:
+            leave(code)
 
 
 def run_forked(control: socket.socket, board: Board, settings: NurserySettings) -> NoReturn:
@@ -192,10 +193,8 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
         Nursery(control, board, settings).serve()
         code = 0
     except BaseException:  # noqa: BLE001 - this process ends here
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
+    leave(code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +216,7 @@ class FreshStart:
 
     def send(self, control: socket.socket) -> None:
         encoded = encode_value(self, what="the initializer")
-        parts: list[Any] = [encoded] if isinstance(encoded, bytes) else [encoded.meta, *encoded.buffers]
+        parts = parts_of(encoded)
         control.sendall(_LENGTH.pack(len(parts)))
         for part in parts:
             control.sendall(_LENGTH.pack(len(part)))

@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 import cloudpickle.cloudpickle as cp
 
 from repartir import classes
+from repartir.bindings import OwnedGlobals, make_function
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, inherited_array, newest_snapshot
+
+try:
+    from _blake2 import (
+        blake2b as blake2b,
+    )  # what hashlib has under this name, without loading OpenSSL for 5 to 10 ms
+except ImportError:
+    from hashlib import blake2b as blake2b
 
 PROTOCOL = 5
 MAX_RETURNED_DEFINITION = 64 * 1024
@@ -80,12 +88,13 @@ def dump(
     *,
     is_function: bool = False,
     is_result: bool = False,
+    owned: OwnedGlobals | None = None,
 ) -> Encoded | bytes:
     """Pickle `obj`; plain bytes if no buffer of OUT_OF_BAND_BYTES or more is in it.
 
     `inherited`: arrays that the receiver has by fork. `is_function`: `obj` is a function to be cached by the
     receiver, which brings the classes that it refers to up to date. `is_result`: it goes to the owner of what
-    it is made of. Raises whatever pickling raises.
+    it is made of. `owned`: globals that the receiver has of its own. Raises whatever pickling raises.
     """
     buffers: list[memoryview] = []
 
@@ -101,6 +110,7 @@ def dump(
     pickler.inherited = inherited
     pickler.is_function = is_function
     pickler.is_result = is_result
+    pickler.owned = owned
     pickler.dump(obj)
     meta = file.getvalue()
     return Encoded(meta, tuple(buffers)) if buffers else meta
@@ -138,6 +148,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
     dump = pickle.Pickler.dump
 
     inherited: InheritedArrays | None = None
+    owned: OwnedGlobals | None = None
     is_function = False
     is_result = False
     whole = False
@@ -179,7 +190,14 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         slots["__closure__"] = None
         contents = tuple(map(cp._get_cell_contents, cells))
         make_args = (code, globals_, name, defaults, fn.__closure__)
-        return cp._make_function, make_args, (attributes, slots, contents), None, None, set_function_state
+        make = cp._make_function
+        owned = self.owned
+        if owned is not None and fn.__globals__ is owned.namespace:
+            make = make_function
+            slots["__globals__"] = {
+                key: value for key, value in slots["__globals__"].items() if key not in owned.names
+            }
+        return make, make_args, (attributes, slots, contents), None, None, set_function_state
 
     def _reduce_array(self, array: Any, is_exact: bool) -> Any:
         if self.inherited is not None:
@@ -227,8 +245,6 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         if not record.is_own:
             return record.version
         contents = dump_in_band(cls, self.inherited, contents_of=cls)
-        from hashlib import blake2b  # here, as it loads OpenSSL
-
         return record.version_of(blake2b(contents, digest_size=16).digest())
 
     def _definition(self, cls: type, record: classes.ClassRecord) -> bytes:
@@ -251,6 +267,7 @@ def set_function_state(fn: FunctionType, state: tuple[Any, Any, tuple[Any, ...]]
     """Fill an empty function. Called by unpickling."""
     attributes, slots, contents = state
     cp._function_setstate(fn, (attributes, slots))
+    fn.__globals__["__builtins__"] = fn.__builtins__  # type: ignore[attr-defined]  # for functions that this one makes
     for cell, value in zip(fn.__closure__ or (), contents, strict=True):
         if value is not cp._empty_cell_value:
             cell.cell_contents = value

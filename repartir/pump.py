@@ -7,25 +7,26 @@ only after its future has it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from repartir import outcome
-from repartir.codec import Encoded
-from repartir.errors import SharedMemoryFull
+from repartir.codec import Encoded, parts_of, split_parts
+from repartir.errors import InternalError, SharedMemoryFull
 from repartir.functions import FunctionRef
 from repartir.future import Future
 from repartir.ledger import Ledger, Record
 from repartir.shm.arena import FUNCTION_OWNER, Handle
 from repartir.shm.board import Board, BoardClosed
-from repartir.shm.layout import ANSWER_IN_BLOCK, ATTEMPT_BITS, IN_BLOCK, SLOT_PAYLOAD_BYTES
+from repartir.shm.layout import ANSWER, ANSWER_IN_BLOCK, IN_BLOCK, MEMBER_READY, SLOT_PAYLOAD_BYTES
 from repartir.shm.outbox import records
 from repartir.states import TaskEvent
-from repartir.worker import FUNCTION
+from repartir.worker import FUNCTION, HEAD_BYTES, PIECE
 
 DEFER = 64
 """Under backlog so many submits are posted together."""
@@ -54,9 +55,13 @@ class Pump:
         """Blocks that finalizers want freed."""
         self.doubtful: deque[TaskRecord] = deque()
         """Tasks whose cancelling was interrupted: the broker's thread finds out what became of them."""
+        self.pieces: dict[int, dict[int, bytes]] = {}
+        """Answers that come in pieces, by task word: those that are here."""
         self.mutex = threading.RLock()
         self.stuck = False
         """The first task of the inbox waits for room."""
+        self.answered = 0
+        """How many answers came in."""
         self.ended = False
         self.backlog = 4 * len(board.rows)
         """With so many tasks under way no member runs dry while the client takes its time."""
@@ -86,13 +91,7 @@ class Pump:
             record: TaskRecord = Record(future.task_id, future, payload + call, flags, ref, name)
         else:
             record = Record(future.task_id, future, payload, flags, ref, name)
-            try:
-                self._place_arguments(
-                    record, [call] if isinstance(call, bytes) else [call.meta, *call.buffers]
-                )
-            except BaseException:
-                self.board.arena.free_owned(record.word)
-                raise
+            self._place_arguments(record, parts_of(call))
         inbox = self.inbox
         inbox.append(record)
         if self.ended:
@@ -105,7 +104,7 @@ class Pump:
     def _place_function(self, ref: FunctionRef) -> bytes:
         """Put a function where members find it; what comes back begins every call of it."""
         blob = ref.blob
-        parts: list[Any] = [blob] if isinstance(blob, bytes) else [blob.meta, *blob.buffers]
+        parts = parts_of(blob)
         handle = self.board.arena.store(parts, FUNCTION_OWNER)
         if handle is None:
             raise no_room(sum(len(part) for part in parts))
@@ -113,15 +112,21 @@ class Pump:
         ref.head = FUNCTION.pack(ref.key, handle.pack())
         return ref.head
 
-    def _place_arguments(self, record: TaskRecord, parts: list[Any]) -> None:
-        """Copy large arguments to the arena; while that is full they stay in private memory."""
-        handle = self.board.arena.store(parts, record.word)
-        if handle is None:
-            record.block = [bytes(part) for part in parts]
-            return
-        record.block = handle
-        record.payload += handle.pack()
-        record.flags |= IN_BLOCK
+    def _place_arguments(self, record: TaskRecord, parts: Sequence[bytes | memoryview]) -> None:
+        """Copy large arguments to the arena; while that is full they stay in private memory.  May be repeated."""
+        arena = self.board.arena
+        try:
+            handle = arena.store(parts, record.word)
+            if handle is None:
+                record.block = [bytes(part) for part in parts]
+                return
+            record.payload = record.payload[:HEAD_BYTES] + handle.pack()
+            record.flags |= IN_BLOCK
+            record.block = handle  # last: until then the record does not count as placed
+        except BaseException:
+            if type(record.block) is not Handle:
+                arena.free_owned(record.word)
+            raise
 
     def pump(self, drain: bool = True) -> None:
         """Post what can be posted and, with ``drain``, settle what was answered; nothing if another thread does so now."""
@@ -152,6 +157,8 @@ class Pump:
     def pump_surely(self) -> None:
         """The same, after whoever pumps now.  For the broker's thread."""
         with self.mutex:
+            if self.ended:
+                return
             self._flush()
             if self._drain():
                 self._flush()
@@ -208,7 +215,8 @@ class Pump:
             position += 1
         if not entries:
             return self._fix_first()
-        lane.push_tail(entries)
+        if not lane.push_tail(entries):
+            raise InternalError("a lane had less room than it showed")
         parking = board.parking
         if parking.anyone_idle():
             parking.wake(len(entries), at)
@@ -238,8 +246,10 @@ class Pump:
         parts = record.block
         self._place_arguments(record, parts)
         if type(record.block) is list:
-            if self.ledger.records or self.garbage:
+            if self.garbage:
                 self._sweep()
+                return self._room_for_arguments(record)
+            if self.ledger.records:
                 return False
             self._hand_to_broker(record.future, None, no_room(sum(len(part) for part in parts)))
         return True
@@ -274,25 +284,29 @@ class Pump:
         """Settle the answers of one member.  Only then are they consumed, so an interrupted round is repeated."""
         board, ledger = self.board, self.ledger
         outbox, row = board.outboxes[at], board.rows[at]
-        tasks = ledger.records
         for word, status, payload in records(outbox.peek()):
-            if status > ANSWER_IN_BLOCK:
+            self.answered += 1
+            if status >= MEMBER_READY:
                 self.said.append((at, status, payload))
                 self._on_news()
                 continue
-            record = tasks.get(word >> ATTEMPT_BITS)
-            if record is None or record.word != word:
-                ledger.late += 1
+            record = ledger.answered(word)
+            if record is None:
                 if status == ANSWER_IN_BLOCK:
                     board.arena.free(Handle.unpack(payload))
                 continue
             handle = None
-            if status == ANSWER_IN_BLOCK:
+            if status == ANSWER:
+                result = outcome.decode_outcome(payload)
+            elif status == ANSWER_IN_BLOCK:
                 handle = Handle.unpack(payload)
                 meta, *buffers = board.arena.load(handle)
                 result = outcome.decode_outcome(meta, buffers)
+            elif whole := self._collect(word, payload):
+                meta, *buffers = split_parts(whole)
+                result = outcome.decode_outcome(meta, buffers)
             else:
-                result = outcome.decode_outcome(payload)
+                continue
             if isinstance(result, outcome.Value):
                 self.settle(record, result.value, None, TaskEvent.ANSWER)
             else:
@@ -302,8 +316,21 @@ class Pump:
         outbox.consumed()
         if board.words[row.blocked]:
             outbox.peek()
-            board.words[row.blocked] = 0
-            board.semaphores[at].post()
+            try:
+                board.words[row.blocked] = 0  # before the post: the member may be blocked anew right after it
+                board.semaphores[at].post()
+            except BaseException:
+                board.words[row.blocked] = 1
+                raise
+
+    def _collect(self, word: int, payload: bytes) -> bytes | None:
+        """Keep a piece of an answer, which may come again after an interruption; the whole of it with the last."""
+        index, count = PIECE.unpack_from(payload)
+        pieces = self.pieces.setdefault(word, {})
+        pieces[index] = payload[PIECE.size :]
+        if index + 1 < count:
+            return None
+        return b"".join(pieces[nth] for nth in range(count))
 
     def settle(self, record: TaskRecord, value: Any, error: BaseException | None, event: TaskEvent) -> None:
         """Give a future its outcome and forget the task.  Under ``mutex``."""
@@ -317,6 +344,7 @@ class Pump:
 
     def forget(self, record: TaskRecord, event: TaskEvent) -> None:
         """The task is over: free its arguments, close its record.  Under ``mutex``."""
+        self.pieces.pop(record.word, None)
         block = record.block
         if block is not None and type(block) is Handle:
             self.board.arena.free(block)
@@ -331,6 +359,10 @@ class Pump:
 
     def repost(self, record: TaskRecord) -> None:
         """The member of a task that had not begun died: the task is next.  Under ``mutex``."""
+        for waiting in list(self.inbox):
+            # What an interrupted attempt left: the position may soon be another task's, and then looks committed.
+            if waiting.lane >= 0 and self.board.lanes[waiting.lane].tail <= waiting.position:
+                waiting.lane = waiting.position = -1
         self.ledger.repost(record)
         self.inbox.appendleft(record)
 
@@ -397,13 +429,20 @@ class Pump:
     def end(self, make_error: Callable[[], BaseException]) -> None:
         """Nothing is pumped any more: hand every task that is not settled an error of its own."""
         with self.mutex:
+            with contextlib.suppress(InternalError):  # what cannot be read is lost with the ring
+                self._drain()
             self.ended = True
             pending = self.unsettled()
             self.inbox.clear()
             for record in pending:
                 self._hand_to_broker(record.future, None, make_error())
                 self.forget(record, TaskEvent.FAIL)
-            self._sources = []  # they would keep the memory mapped
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Nothing is pumped any more, and nothing here keeps the memory mapped.  Takes no lock."""
+        self.ended = True
+        self._sources = []
 
 
 def no_room(size: int) -> SharedMemoryFull:

@@ -19,14 +19,22 @@ T = TypeVar("T")
 class SerialExecutor(concurrent.futures.Executor):
     """Runs every call at once, in the calling thread; nothing is pickled.
 
-    ``max_workers`` and the other arguments of ``Executor`` that concern processes do not exist here.
+    Takes the arguments of ``Executor``; those that concern processes have no effect.
     """
 
     def __init__(
-        self, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        name: str | None = None,
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        self.name = name
         self._shut = False
         if initializer is not None:
             initializer(*initargs)
@@ -74,6 +82,14 @@ class SerialExecutor(concurrent.futures.Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; none is ever pending."""
         self._shut = True
+
+    def terminate_workers(self) -> None:
+        """Take no more calls; there are no workers."""
+        self.shutdown()
+
+    def kill_workers(self) -> None:
+        """Take no more calls; there are no workers."""
+        self.shutdown()
 
     def _each(
         self,

@@ -7,9 +7,11 @@ import errno
 import os
 import signal
 import socket
+import struct
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from repartir.hygiene import quiet_parent
@@ -30,6 +32,9 @@ STARTS = 3
 """How often the nursery, or a member of one row, is started before the executor gives up."""
 _FORKED_START_S = 10.0
 _FRESH_START_S = 60.0
+_SEND_S = 60
+"""A nursery that reads nothing for so many seconds hangs."""
+_REPORTS_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class Supervisor:
         self._quitting = False
         self._pending = b""
         self.nursery_pid = 0
+        self.forking = False
+        """A child that is made now is this executor's nursery."""
         self.control: socket.socket
         self._start()
 
@@ -89,7 +96,7 @@ class Supervisor:
     def reports(self) -> Sequence[Report]:
         """What the nursery reported since the last call; never waits."""
         try:
-            data = self.control.recv(65536)
+            data = self.control.recv(_REPORTS_BYTES, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return ()
         except OSError:
@@ -152,6 +159,7 @@ class Supervisor:
     def _start(self) -> None:
         self._starts += 1
         self.control, theirs = socket.socketpair()
+        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_S, 0))
         try:
             if self._start_method == "fork":
                 self._fork_nursery(theirs)
@@ -163,7 +171,6 @@ class Supervisor:
             raise
         finally:
             theirs.close()
-        self.control.setblocking(False)
         self.extend_deadline()
 
     def _fork_nursery(self, theirs: socket.socket) -> None:
@@ -178,14 +185,19 @@ class Supervisor:
             with quiet_parent() as let_go, warnings.catch_warnings():
                 # The child undoes what it inherits of threads: see hygiene.py.
                 warnings.simplefilter("ignore", DeprecationWarning)
+                self.forking = True
                 pid = os.fork()
                 if pid == 0:
-                    let_go()
-                    self.control.close()
-                    run_forked(theirs, board, settings)
+                    try:
+                        let_go()
+                        self.control.close()
+                        run_forked(theirs, board, settings)
+                    finally:
+                        os._exit(1)
+                self.nursery_pid = pid  # before the signals that were held back are let through
         finally:
+            self.forking = False
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self.nursery_pid = pid
 
     def _spawn_nursery(self, theirs: socket.socket) -> None:
         from multiprocessing.util import spawnv_passfds
@@ -195,12 +207,18 @@ class Supervisor:
         start = FreshStart.of_this_process(self._start_method, self._members)
         self.nursery_pid = spawnv_passfds(os.fsencode(command[0]), command, fds)
         theirs.close()  # else a nursery that fails at its start would not be noticed below
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        try:
             start.send(self.control)
+        except BlockingIOError:
+            raise BrokenProcessPool("the process that forks the workers does not start") from None
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has ended already: `reports` says so
 
     def _send(self, operation: Operation, row: int) -> None:
         try:
             self.control.sendall(COMMAND.pack(operation, row))
+        except BlockingIOError:
+            self._kill_nursery()  # it hangs: that it ended is reported by `reports`
         except OSError as exc:
             # A nursery that has gone is reported by `reports`; after the end nobody is left to tell.
             if exc.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):

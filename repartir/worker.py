@@ -9,13 +9,14 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from repartir import outcome
-from repartir.codec import Encoded, decode
-from repartir.functions import FunctionCache
+from repartir.bindings import publish
+from repartir.codec import decode, join_parts, parts_of
+from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
 from repartir.shm.board import Board, ClientSleep, Kind, MemberState
@@ -23,6 +24,7 @@ from repartir.shm.deque import Entry, TaskDeque
 from repartir.shm.layout import (
     ANSWER,
     ANSWER_IN_BLOCK,
+    ANSWER_PIECE,
     CALL_EACH,
     CALL_MANY,
     H_CLIENT_SLEEP,
@@ -33,6 +35,10 @@ from repartir.shm.layout import (
 
 FUNCTION = struct.Struct(f"=Q{HANDLE_BYTES}s")
 """The head of every call's payload: the function's key and the handle of the block that holds it."""
+PIECE = struct.Struct("=II")
+"""The head of a piece of an answer: which one it is, of how many."""
+
+HEAD_BYTES = FUNCTION.size
 
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
@@ -45,6 +51,8 @@ class MemberSettings:
 
     initializer: Callable[..., object] | None
     initargs: tuple[Any, ...]
+    owned_names: frozenset[str]
+    """Globals that the initializer sets up: tasks see them, and do not bring their own."""
     max_tasks: int | None
     spinners: int
     """How many members may look for work awake at a time."""
@@ -94,14 +102,15 @@ class Worker:
 
     def find_work(self) -> Entry | None:
         """Claim a task: the newest of the own spawn deque, the oldest of the own lane, the oldest of another's."""
-        claim = self._row.claim
-        if self._spawn.size_hint() and (entry := self._spawn.pop_tail(claim)):
+        claim, words = self._row.claim, self._words
+        spawn, lane = self._spawn, self._lane
+        if words[spawn.head_word] != words[spawn.tail_word] and (entry := spawn.pop_tail(claim)):
             return entry
-        if self._lane.size_hint() and (entry := self._lane.pop_head(claim)):
+        if words[lane.head_word] != words[lane.tail_word] and (entry := lane.pop_head(claim)):
             return entry
         for victim in self._victims:
-            if victim.size_hint() and (entry := victim.pop_head(claim)):
-                self._words[self._row.steals] += 1
+            if words[victim.head_word] != words[victim.tail_word] and (entry := victim.pop_head(claim)):
+                words[self._row.steals] += 1
                 return entry
         return None
 
@@ -122,7 +131,7 @@ class Worker:
         if type(body) is bytes and len(body) <= self._largest_bytes:
             self._send(word, ANSWER, body)
         else:
-            self._send(word, ANSWER_IN_BLOCK, self._store(body, word | RESULT).pack())
+            self._send_large(word, parts_of(body))
         self._words[self._row.claim] = 0
 
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
@@ -130,13 +139,13 @@ class Worker:
             key, function_block = FUNCTION.unpack_from(payload)
             fn = self._functions.get(key)
             if fn is None:
-                meta, *buffers = self._board.arena.load(Handle.unpack(function_block))
-                fn = self._functions.put(key, bytes(meta), buffers)
+                meta, *parts = self._board.arena.load(Handle.unpack(function_block))
+                fn = self._functions.put(key, bytes(meta), parts)
+            buffers: list[bytearray] = []
+            call: Any = payload[HEAD_BYTES:]
             if flags & IN_BLOCK:
-                meta, *buffers = self._board.arena.load(Handle.unpack(payload[FUNCTION.size :]))
-                args, kwargs = decode(meta, buffers)
-            else:
-                args, kwargs = decode(payload[FUNCTION.size :], ())
+                call, *buffers = self._board.arena.load(Handle.unpack(call))
+            args, kwargs = decode(call, buffers)
         except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
             return outcome.caught(exc)
         if flags & CALL_MANY:
@@ -145,11 +154,17 @@ class Worker:
             return outcome.capture(call_each, (fn, args), {})
         return outcome.capture(fn, args, kwargs)
 
-    def _store(self, body: bytes | Encoded, owner: int) -> Handle:
-        parts: list[Any] = [body] if isinstance(body, bytes) else [body.meta, *body.buffers]
-        while (handle := self._board.arena.store(parts, owner)) is None:
-            self._wait_for_client()
-        return handle
+    def _send_large(self, word: int, parts: Sequence[bytes | memoryview]) -> None:
+        """Publish a block; in pieces through the outbox where the arena has no room, so that nobody waits for room."""
+        handle = self._board.arena.store(parts, word | RESULT)
+        if handle is not None:
+            return self._send(word, ANSWER_IN_BLOCK, handle.pack())
+        whole = join_parts(parts)
+        size = self._largest_bytes - PIECE.size
+        count = -(-len(whole) // size)
+        for index in range(count):
+            piece = PIECE.pack(index, count) + whole[index * size : (index + 1) * size]
+            self._send(word, ANSWER_PIECE, piece)
 
     def _send(self, word: int, status: int, body: bytes) -> None:
         while not self._outbox.put(word, status, body):
@@ -172,6 +187,12 @@ class Worker:
             os.write(self._wake_fd, b"\0")
         except BlockingIOError:
             pass  # the pipe is full of wakes already
+        except BrokenPipeError:
+            pass  # the client is dead, and the nursery is about to end this process
+        except OSError:
+            # A task has closed this process's descriptors. The exit is reported, and what was answered is in the outbox.
+            self._words[self._row.state] = MemberState.RETIRED
+            os._exit(0)
 
     def _rest(self) -> Entry | None:
         """Spin for a moment, then sleep, until there is work; None when the executor closes."""
@@ -234,6 +255,9 @@ class Worker:
             return True
         result = outcome.capture(self._settings.initializer, self._settings.initargs, {})
         if isinstance(result, outcome.Value):
+            first = function_of(self._settings.initializer)
+            if first is not None and self._settings.owned_names:
+                publish(first.__globals__, self._settings.owned_names)
             return True
         sys.stderr.write(result.traceback)
         text, most = result.traceback.encode(), self._outbox.largest_bytes
@@ -243,14 +267,47 @@ class Worker:
         return False
 
 
-def call_many(fn: Callable[..., Any], calls: tuple[tuple[Any, ...], ...]) -> list[Any]:
+class Stopped:
+    """A chunk of a map that an item's exception ended: the values before it, and the encoded error."""
+
+    def __init__(self, values: list[Any], error: bytes) -> None:
+        self.values = values
+        self.error = error
+
+    def exception(self) -> BaseException:
+        """The item's exception, with its remote traceback."""
+        result = outcome.decode_outcome(self.error)
+        assert isinstance(result, outcome.Error)
+        return result.exception
+
+
+def call_many(fn: Callable[..., Any], calls: tuple[tuple[Any, ...], ...]) -> list[Any] | Stopped:
     """One chunk of a map over several iterables."""
-    return [fn(*args) for args in calls]
+    values: list[Any] = []
+    try:
+        for args in calls:
+            values.append(fn(*args))
+    except BaseException as exc:  # noqa: BLE001 - the map raises it after the values before it
+        return _stopped(values, exc)
+    return values
 
 
-def call_each(fn: Callable[..., Any], items: tuple[Any, ...]) -> list[Any]:
+def call_each(fn: Callable[..., Any], items: tuple[Any, ...]) -> list[Any] | Stopped:
     """One chunk of a map over one iterable."""
-    return [fn(item) for item in items]
+    values: list[Any] = []
+    try:
+        for item in items:
+            values.append(fn(item))
+    except BaseException as exc:  # noqa: BLE001 - the map raises it after the values before it
+        return _stopped(values, exc)
+    return values
+
+
+def _stopped(values: list[Any], exc: BaseException) -> Stopped:
+    exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next  # without this file's frame
+    body = outcome.encode_outcome(outcome.caught(exc))
+    assert isinstance(body, bytes)
+    return Stopped(values, body)
 
 
 _current: Worker | None = None

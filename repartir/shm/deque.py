@@ -27,7 +27,7 @@ from repartir.shm.lock import Lock
 from repartir.shm.words import Data, Words
 
 Entry = tuple[int, bytes, int]
-"""Task word, payload (at most ``SLOT_PAYLOAD_BYTES``), flags (``IN_BLOCK``, ``CALL_MANY``)."""
+"""Task word, payload (at most ``SLOT_PAYLOAD_BYTES``), flags (``IN_BLOCK``, ``CALL_MANY``, ``CALL_EACH``)."""
 
 
 class TaskDeque:
@@ -103,7 +103,7 @@ class TaskDeque:
 
     def pop_head(self, claim: int) -> Entry | None:
         """Take the oldest entry, after writing its task word to the claim word ``claim``; None when empty."""
-        words, lock = self._words, self.lock
+        words, lock, task = self._words, self.lock, 0
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
@@ -120,12 +120,16 @@ class TaskDeque:
                     return entry
                 words[self.head_word] = head
             return None
+        except BaseException:
+            if task:
+                self._void((claim,))
+            raise
         finally:
             lock.release()
 
     def pop_tail(self, claim: int) -> Entry | None:
         """Take the newest entry, after writing its task word to the claim word ``claim``; None when empty."""
-        words, lock = self._words, self.lock
+        words, lock, task = self._words, self.lock, 0
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
@@ -142,6 +146,10 @@ class TaskDeque:
                     return entry
                 words[self.tail_word] = tail
             return None
+        except BaseException:
+            if task:
+                self._void((claim,))
+            raise
         finally:
             lock.release()
 
@@ -199,7 +207,11 @@ class TaskDeque:
         return task, self._data[start : start + size], field & ~SIZE_MASK
 
     def _repair(self) -> None:
-        """The holder died: a claim on an entry that is still at the head or the tail was not committed."""
+        """The holder died in the middle of a pop."""
+        self._void(self._claims)
+
+    def _void(self, claims: Sequence[int]) -> None:
+        """Reset each of these claims that names an entry still at the head or the tail: it was not committed."""
         words = self._words
         head, tail = words[self.head_word], words[self.tail_word]
         if head == tail:
@@ -207,6 +219,6 @@ class TaskDeque:
         ends = {
             words[self._slots + (position & self._mask) * SLOT_WORDS] for position in (head, tail - 1)
         } - {0}
-        for claim in self._claims:
+        for claim in claims:
             if words[claim] in ends:
                 words[claim] = 0

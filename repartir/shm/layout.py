@@ -58,9 +58,8 @@ A_CLASSES = 200
 BLOCK_HEADER_BYTES = 64
 B_OWNER, B_GENERATION, B_CLASS, B_NEXT = range(4)
 
-ANSWER, ANSWER_IN_BLOCK, MEMBER_READY, MEMBER_BROKEN = range(
-    4
-)  # the status of an outbox record; IN_BLOCK: a handle
+# The status of an outbox record.  IN_BLOCK: a handle; PIECE: which piece of how many, and its bytes.
+ANSWER, ANSWER_IN_BLOCK, ANSWER_PIECE, MEMBER_READY, MEMBER_BROKEN = range(5)
 
 ATTEMPT_BITS = 16
 ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1

@@ -218,7 +218,14 @@ class FcntlLock:
         if code == errno.EDEADLK:
             raise InternalError(_TAKEN_AGAIN)
         self._inside.acquire()
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
+        while True:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._byte)
+                break
+            except OSError as exc:  # to the kernel the threads of a process are one waiter: no deadlock
+                if exc.errno != errno.EDEADLK:
+                    raise
+            os.sched_yield()
         self._taken()
 
 

@@ -177,7 +177,10 @@ class ParkingLot:
             lock.release()
 
     def _spinning(self) -> int:
-        return sum(self._words[mask].bit_count() for mask in self._spin)
+        words, count = self._words, 0
+        for mask in self._spin:
+            count += words[mask].bit_count()
+        return count
 
     def _wake_one(self) -> bool:
         for mask in self._idle:

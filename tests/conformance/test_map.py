@@ -382,3 +382,15 @@ def test_map_calls_each_item_once(make: Make, tmp_path: Path) -> None:
     with make(2) as ex:
         list(ex.map(functools.partial(tasks.append_line, str(log)), map(str, range(500))))
     assert sorted(log.read_text().split(), key=int) == [str(n) for n in range(500)]
+
+
+def reciprocal(n: int) -> float:
+    return 1 / (37 - n)
+
+
+def test_results_before_an_exception_are_given(ex: Executor) -> None:
+    given = []
+    with pytest.raises(ZeroDivisionError):
+        for result in ex.map(reciprocal, range(2000)):
+            given.append(result)
+    assert given == [reciprocal(n) for n in range(37)]

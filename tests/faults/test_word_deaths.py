@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import repartir
 from repartir import WorkerDied
 from tests.faults.conftest import Make
 from tests.faults.mortal import Fact, Facts, Fate, bring_up, run
-from tests.stress.storm import check_arena, check_unlocked
+from tests.faults.waits import LIMIT_S, check_goes_on
 
-LIMIT_S = 15.0
 TASKS = 6
 BEYOND = 1 << 60
 MOST_SPARED = 12
@@ -63,13 +61,6 @@ def play(make: Make, folder: Path, k: int, value: Callable[[int], Any]) -> Facts
         if facts[Fact.DIED]:
             assert "1 lost" in repr(ex)
     return facts
-
-
-def check_goes_on(ex: repartir.Executor) -> None:
-    assert [ex.submit(pow, n, 2).result(LIMIT_S) for n in range(4)] == [0, 1, 4, 9]
-    assert list(ex.map(abs, range(20), timeout=LIMIT_S)) == list(range(20))
-    check_unlocked(ex)
-    check_arena(ex)
 
 
 def accesses(make: Make, folder: Path, value: Callable[[int], Any]) -> int:

@@ -409,10 +409,9 @@ def shutdown(weather: Calm, seconds: float) -> int:
         ex = repartir.Executor(2)
         cancel = weather.rng.random() < 0.3
         with weather.blows():
-            futures = [
-                weather.survive(lambda n=n: ex.submit(echo, n)) for n in range(weather.rng.randrange(30))
-            ]
-            weather.survive(lambda: ex.shutdown(cancel_futures=cancel))  # noqa: B023 - called at once
+            submits = [functools.partial(ex.submit, echo, n) for n in range(weather.rng.randrange(30))]
+            futures = [weather.survive(submit) for submit in submits]
+            weather.survive(functools.partial(ex.shutdown, cancel_futures=cancel))
         for n, future in enumerate(futures):
             assert future.done(), future
             assert (cancel and future.cancelled()) or future.result(0) == n
@@ -455,7 +454,9 @@ def drop(weather: Calm, seconds: float) -> int:
         ex = repartir.Executor(2)
         thread = ex._broker.thread
         with weather.blows():
-            futures = [weather.survive(lambda n=n: ex.submit(echo, n)) for n in range(20)]
+            submits = [functools.partial(ex.submit, echo, n) for n in range(20)]
+            futures = [weather.survive(submit) for submit in submits]
+            del submits
             if rounds % 2:
                 Cycle(ex, futures[0])
             del ex

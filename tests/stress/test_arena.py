@@ -207,7 +207,7 @@ def test_destructors(arena_place: ArenaRoom, children: Family, scale: int, dice:
             churn(arena, owner * 1000, 1 << 30, owner)
 
         members: dict[int, Forked] = {}
-        for owner in range(1000, 1000 + 80 * scale):
+        for owner in range(1000, 1000 + 40 * scale):
             members[owner] = children.fork(member, owner)
             ready.wait()
             for _ in range(dice.randrange(4)):

@@ -167,7 +167,7 @@ def test_destructors(place: Room, children: Family, scale: int, dice: random.Ran
     lock.repair = repair
     takers = [children.fork(taker) for _ in range(3)]
     cut_off = 0
-    for _ in range(60 * scale):
+    for _ in range(40 * scale):
         target = words[sections] + dice.randrange(20)
         patience = Patience()
         while words[sections] < target:
@@ -184,7 +184,7 @@ def test_destructors(place: Room, children: Family, scale: int, dice: random.Ran
         assert words[inside] == 0
     finally:
         lock.release()
-    assert cut_off <= 60 * scale + 3
+    assert cut_off <= 40 * scale + 3
     repaired = words[repairs]
     add(place, lock, place.word(10))
     assert words[repairs] == repaired
@@ -249,7 +249,7 @@ def test_storm_of_garbage(place: Room, scale: int) -> None:
                 errors.append(exc)
 
     def section() -> None:
-        for _ in range(30 * scale):
+        for _ in range(8 * scale):
             try:
                 if code := lock.try_acquire():
                     lock.wait(code)
@@ -261,5 +261,5 @@ def test_storm_of_garbage(place: Room, scale: int) -> None:
 
     section()
     assert done.is_set()
-    assert len(errors) == 30 * scale
+    assert len(errors) == 8 * scale
     add(place, lock, place.word(0))

@@ -171,7 +171,7 @@ def test_no_starvation(place: Room, children: Family, scale: int) -> None:
 
 def test_destructors(place: Room, children: Family, scale: int, dice: random.Random) -> None:
     """Members are killed at any moment; what is in the outbox by then is all, whole and in order."""
-    outbox, deaths, seen = place.outbox(SIZE), 80 * scale, 0
+    outbox, deaths, seen = place.outbox(SIZE), 50 * scale, 0
     for _ in range(deaths):
         member = children.fork(put_all, outbox, seen + 1, 1 << 32)
         target = seen + dice.randrange(60)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from repartir import cli
+from repartir.environment import default_workers
 
 
 def repartir(*args: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +26,7 @@ def repartir(*args: str) -> subprocess.CompletedProcess[str]:
         (["no-such-command"], "invalid choice"),
         (["demo", "--no-such-option"], "--no-such-option"),
         (["demo", "--workers", "0"], "at least 1"),
-        (["demo", "--workers", "two"], "invalid"),
+        (["demo", "--workers", "two"], "whole number"),
         (["demo", "--seed", "-1"], "negative"),
         (["demo", "--qui"], "--qui"),
     ],
@@ -89,7 +90,7 @@ def test_demo_passes_its_options_on_and_returns_the_code(monkeypatch: pytest.Mon
     assert cli.main(["demo"]) == code
     assert seen == [
         {"quick": True, "workers": 3, "seed": 5, "as_json": True},
-        {"quick": False, "workers": None, "seed": 7, "as_json": False},
+        {"quick": False, "workers": default_workers(), "seed": 7, "as_json": False},
     ]
 
 

@@ -34,9 +34,9 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     seen: list[Any] = []
 
-    def counted(fn: Any, inherited: Any) -> Any:
+    def counted(fn: Any, *options: Any) -> Any:
         seen.append(fn)
-        return original(fn, inherited)
+        return original(fn, *options)
 
     original = functions.encode_function
     monkeypatch.setattr(functions, "encode_function", counted)

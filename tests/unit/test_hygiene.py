@@ -6,7 +6,7 @@ The same with whole executors, and with threads that hold what is undone: tests/
 from __future__ import annotations
 
 import gc
-import importlib._bootstrap
+import importlib._bootstrap as bootstrap
 import io
 import json
 import os
@@ -98,12 +98,9 @@ class TestLeaveParentBehind:
         half.__spec__._initializing = True  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "half", half)
         monkeypatch.setitem(sys.modules, "whole", whole)
-        for name in (
-            "half",
-            "whole",
-        ):  # an import holds a lock by the module's name; one that ended may be just behind it
-            monkeypatch.setitem(importlib._bootstrap._module_locks, name, lambda: None)  # type: ignore[attr-defined]
+        locks = [bootstrap._get_module_lock(name) for name in ("half", "whole")]  # type: ignore[attr-defined]
         assert self.look(lambda: ["half" in sys.modules, "whole" in sys.modules]) == [False, True]
+        assert len(locks) == 2, "held by the importing threads"
 
     def test_no_event_loop_runs(self) -> None:
         import asyncio

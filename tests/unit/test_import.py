@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,23 @@ def import_seconds(statement: str) -> float:
     return float(result.stdout)
 
 
-@pytest.mark.parametrize("statement", ["import repartir", "from repartir import Executor, SerialExecutor"])
-def test_import_costs_at_most_60_ms_over_numpy(statement: str) -> None:
+def test_import_costs_at_most_60_ms_over_numpy() -> None:
+    assert_import_adds("import repartir", lambda numpy_s: LIMIT_S)
+
+
+def test_the_executor_costs_less_than_numpy() -> None:
+    """In terms of numpy's import, since what machines share makes both slower."""
+    assert_import_adds("from repartir import Executor, SerialExecutor", lambda numpy_s: 0.75 * numpy_s)
+
+
+def assert_import_adds(statement: str, limit_s: Callable[[float], float]) -> None:
     """The least of several runs: what shares the core adds to CPU time, and never takes from it."""
     import_seconds(f"import numpy; {statement}")  # writes the .pyc files
     with_ours, alone = [], []
     for _ in range(ROUNDS):
         with_ours.append(import_seconds(f"import numpy; {statement}"))
         alone.append(import_seconds("import numpy"))
-        if len(alone) > 1 and min(with_ours) - min(alone) <= LIMIT_S:
+        if len(alone) > 1 and min(with_ours) - min(alone) <= limit_s(min(alone)):
             return
     pytest.fail(f"{min(with_ours) - min(alone):.3f} s: {with_ours}, {alone}")
 

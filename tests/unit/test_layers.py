@@ -21,7 +21,7 @@ LAYERS = f"""
     errors
     task
     shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox shm.arena shm.board shm
-    classes inherited pickler diagnosis
+    classes inherited bindings pickler diagnosis
     codec fingerprint heavy functions
     portable outcome
     future

@@ -17,7 +17,7 @@ from repartir.shm.board import Board
 from repartir.worker import MemberSettings
 
 LIMIT_S = 15.0
-SETTINGS = MemberSettings(None, (), None, 1, None)
+SETTINGS = MemberSettings(None, (), frozenset(), None, 1, None)
 
 
 class Client:
@@ -172,6 +172,27 @@ def test_a_member_that_cannot_be_forked_is_reported(client: Client, monkeypatch:
     monkeypatch.undo()
     assert REPORT.unpack(client.line.recv(REPORT.size, socket.MSG_WAITALL)) == (1, 0, errno.EAGAIN)
     assert client.nursery._members == {}
+
+
+def test_a_member_whose_nursery_died_right_after_the_fork_does_not_live(client: Client) -> None:
+    """It asks for its parent's death signal too late, and must look whether the parent is still there."""
+    read, write = os.pipe()
+    process = os.fork()
+    if process == 0:
+        nursery_pid = os.getpid()
+
+        def outlive_the_nursery(_fd: int) -> None:
+            while os.getppid() == nursery_pid:
+                os.sched_yield()
+
+        signal.set_wakeup_fd = outlive_the_nursery  # the first that a member does
+        settings = NurserySettings(os.getppid(), "fork", lambda row: os.write(write, b"alive") and None)
+        Nursery(client._theirs, client.board, settings)._fork(0)
+        os._exit(0)
+    os.waitpid(process, 0)
+    os.close(write)
+    with open(read, "rb") as file:
+        assert file.read() == b""
 
 
 class TestFreshStart:

@@ -15,7 +15,7 @@ from repartir.shm.board import Board, MemberState
 from repartir.supervisor import STARTS, MemberExited, NurseryExited, Supervisor, describe_exit
 from repartir.worker import MemberSettings
 
-SETTINGS = MemberSettings(None, (), None, 1, None)
+SETTINGS = MemberSettings(None, (), frozenset(), None, 1, None)
 LIMIT_S = 15.0
 
 

@@ -189,6 +189,44 @@ def test_locks_of_one_segment_are_independent(place: Room) -> None:
         first.release()
 
 
+def test_threads_may_wait_crosswise(place: Room) -> None:
+    """Two processes, one thread of each holds what the other's second thread waits for: no deadlock, since the
+    holders wait for nobody, though the kernel takes the threads of a process for one."""
+    ours, theirs = place.lock(0, DIRTY_W), place.lock(1024, 1024 // 8 + DIRTY_W)
+    for each in (ours, theirs):
+        each.create()
+
+    def waiter(lock: Lock, ready: threading.Event) -> None:
+        code = lock.try_acquire()
+        try:
+            ready.set()
+            if code:
+                lock.wait(code)
+        finally:
+            lock.release()
+
+    def process(mine: Lock, other: Lock, held: Gate, both_hold: Gate) -> None:
+        threads, ready = Threads(), threading.Event()
+        try:
+            take(mine)
+            held.open()
+            both_hold.wait()
+            threads.start(waiter, other, ready)
+            ready.wait(LIMIT_S)
+            time.sleep(0.1)  # the waiter waits by now; if not, the test proves less
+        finally:
+            mine.release()
+        threads.join()
+
+    with family() as children, gates(2) as (held, both_hold):
+        children.fork(process, ours, theirs, held, both_hold)
+        children.fork(process, theirs, ours, held, both_hold)
+        held.wait()
+        held.wait()
+        both_hold.open(2)
+        children.join()
+
+
 def test_locks_of_two_segments_may_share_a_lock_file() -> None:
     with room("fcntl") as place:
         other = Segment.create(4096)

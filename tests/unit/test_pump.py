@@ -1,0 +1,111 @@
+"""The pump after interruptions, on a board of its own and without members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from repartir.codec import encode_call
+from repartir.errors import InternalError
+from repartir.functions import FunctionTable
+from repartir.future import Future
+from repartir.pump import Pump, TaskRecord
+from repartir.shm import board as board_module
+from repartir.shm.board import Board
+
+
+class SignalError(Exception):
+    """What a signal handler raises."""
+
+
+@pytest.fixture
+def pump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pump]:
+    monkeypatch.setattr(board_module, "arena_limit", lambda: 1 << 20)
+    board = Board.create(2)
+    pump = Pump(board, lambda: None)
+    yield pump
+    pump.let_go()
+    board.close()
+
+
+def submit(pump: Pump, *args: Any) -> Future[Any]:
+    driver: Any = object()  # never asked
+    future: Future[Any] = Future(driver, pump.new_task_id())
+    ref = FunctionTable().encode(len)
+    pump.post(future, ref, encode_call(args, {}), 0, len)
+    return future
+
+
+def record_of(pump: Pump, future: Future[Any]) -> TaskRecord:
+    return pump.ledger.records[future.task_id]
+
+
+def in_lanes(pump: Pump) -> set[int]:
+    """The words of all tasks that wait in the lanes; takes them out."""
+    claim = pump.board.rows[0].claim
+    words = set()
+    for lane in pump.board.lanes:
+        while entry := lane.pop_head(claim):
+            words.add(entry[0])
+    return words
+
+
+def test_an_interrupted_post_is_repeated(pump: Pump, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("repartir.shm.deque.TaskDeque.push_tail", interrupt)
+        with pytest.raises(SignalError):
+            submit(pump, "first")
+    second = submit(pump, "second")
+    assert not pump.inbox
+    assert in_lanes(pump) == {record.word for record in pump.ledger.records.values()}
+    assert second.task_id in pump.ledger.records
+
+
+def interrupt(*_: object) -> None:
+    raise SignalError
+
+
+def test_an_interrupted_post_and_a_repost_lose_no_task(pump: Pump, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reposted task takes the position that the interrupted one was meant for."""
+    claimed = submit(pump, "its member dies")
+    assert in_lanes(pump) == {record_of(pump, claimed).word}
+    with monkeypatch.context() as patch:
+        patch.setattr("repartir.shm.deque.TaskDeque.push_tail", interrupt)
+        with pytest.raises(SignalError):
+            submit(pump, "interrupted")
+    with pump.mutex:
+        pump.repost(record_of(pump, claimed))
+    pump.pump()
+    assert not pump.inbox
+    words = in_lanes(pump)
+    assert len(words) == 2
+    assert words == {record.word for record in pump.ledger.records.values()}
+
+
+def test_garbage_makes_room_at_once(pump: Pump) -> None:
+    """Nobody else would look again: no task is under way."""
+    handle = pump.board.arena.store([bytes(700_000)], 12345)
+    assert handle is not None
+    pump.garbage.append(handle)
+    submit(pump, b"x" * 600_000)
+    assert not pump.inbox
+    assert len(in_lanes(pump)) == 1
+
+
+def test_a_lane_with_less_room_than_it_showed_is_an_error(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repartir.shm.deque.TaskDeque.push_tail", lambda *_: False)
+    with pytest.raises(InternalError, match="room"):
+        submit(pump, "one")
+
+
+def test_an_ended_pump_hands_each_task_an_error_of_its_own(pump: Pump) -> None:
+    futures = [submit(pump, "a"), submit(pump, "b")]
+    pump.end(lambda: RuntimeError("ended"))
+    assert [future for future, _, _ in pump.due] == futures
+    errors = [error for _, _, error in pump.due]
+    assert errors[0] is not errors[1]
+    assert not pump.ledger.records
