@@ -1,28 +1,155 @@
-"""The member's end of the wake pipe.  (The rest of a worker's life: tests/conformance, tests/faults.)"""
+"""The worker's loop, on a board in this process: races are forced by standing in for its spinning."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from repartir.worker import Worker
+from repartir import worker as worker_module
+from repartir.shm.board import Board, Kind
+from repartir.shm.deque import Entry
+from repartir.shm.layout import MEMBER_BROKEN
+from repartir.shm.outbox import records
+from repartir.worker import MemberSettings, Worker
+
+FIRST, SECOND = (1 << 16 | 1, b"first", 0), (2 << 16 | 1, b"second", 0)
 
 
 @pytest.fixture
-def worker() -> Worker:
-    return object.__new__(Worker)
+def board() -> Iterator[Board]:
+    board = Board.create(3)
+    for row in board.rows:
+        board.words[row.kind] = Kind.CPU
+    yield board
+    board.close()
 
 
-def test_a_wake_for_a_dead_client_is_no_error(worker: Worker) -> None:
+@pytest.fixture
+def make(board: Board) -> Iterator[Callable[..., Worker]]:
+    reader, writer = os.pipe()
+    yield lambda index, initializer=None: Worker(
+        board, index, writer, MemberSettings(initializer, (), frozenset(), None, 1, None)
+    )
+    os.close(reader)
+    os.close(writer)
+
+
+def post(board: Board, at: int, entry: Entry) -> None:
+    """As the client does it."""
+    board.lanes[at].push_tail([entry])
+    if board.parking.anyone_idle():
+        board.parking.wake(1, at)
+
+
+def woken(board: Board, row: int) -> bool:
+    return not board.parking.is_idle(row) and board.semaphores[row].wait(0)
+
+
+@pytest.mark.parametrize("found", ["while it spins", "after its spinning"])
+def test_a_spinner_that_takes_one_task_of_two_wakes_a_sleeper(
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    """The client wakes nobody for either, as a member spins; and then the spinner takes the first only."""
+    board.parking.announce(0)
+    worker = make(1)
+
+    def spin() -> Entry | None:
+        assert board.parking.is_spinning(1)
+        post(board, 1, FIRST)
+        post(board, 0, SECOND)
+        assert not woken(board, 0)
+        return worker.find_work() if found == "while it spins" else None
+
+    monkeypatch.setattr(worker, "_spin", spin)
+    assert worker._rest() == FIRST
+    assert woken(board, 0)
+
+
+def test_a_woken_member_wakes_the_next(
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three tasks came while one member spun: it woke one, which has to wake the other."""
+    board.parking.start_spinning(1, 1)
+    board.parking.announce(0)
+    worker = make(2)
+
+    class Sleep:
+        def wait(self, timeout_s: float) -> bool:
+            board.parking.retract(2)  # what the spinner does for a member that it wakes
+            post(board, 2, FIRST)
+            post(board, 0, SECOND)
+            board.parking.stop_spinning(1)
+            return True
+
+    monkeypatch.setattr(board, "semaphores", [*board.semaphores[:2], Sleep()])
+    assert worker._rest() == FIRST
+    assert woken(board, 0)
+
+
+def test_a_spinner_that_takes_the_only_task_wakes_nobody(
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.parking.announce(0)
+    worker = make(1)
+    monkeypatch.setattr(worker, "_spin", lambda: post(board, 1, FIRST))
+    assert worker._rest() == FIRST
+    assert board.parking.is_idle(0)
+
+
+def test_a_member_that_woke_for_nothing_is_not_idle_while_it_works(
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next wake goes to it, and a sleeper stays beside a queued task."""
+    worker = make(0)
+    board.semaphores[0].post()  # left over from an announcement that it retracted
+    idle_before_spins = []
+
+    def spin() -> Entry | None:
+        idle_before_spins.append(board.parking.is_idle(0))
+        if len(idle_before_spins) == 1:
+            return None
+        post(board, 0, FIRST)
+        return worker.find_work()
+
+    monkeypatch.setattr(worker, "_spin", spin)
+    assert worker._rest() == FIRST
+    assert idle_before_spins == [False, False]
+    assert not board.parking.is_idle(0)
+
+
+def test_an_initializer_that_fails_at_length(
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback that no outbox can hold must not keep the news of the failure back for ever."""
+
+    def fails() -> None:
+        raise ValueError("x" * 1_000_000 + "the end")
+
+    def never(worker: Worker) -> None:
+        raise AssertionError("it waits for room that will never be")
+
+    monkeypatch.setattr(Worker, "_wait_for_client", never)
+    monkeypatch.setattr(worker_module, "_current", None)
+    make(0, fails).run()
+    ((word, status, payload),) = records(board.outboxes[0].peek())
+    assert (word, status) == (0, MEMBER_BROKEN)
+    assert b"ValueError" in payload
+    assert payload.endswith(b"the end\n")
+
+
+def test_a_wake_for_a_dead_client_is_no_error(make: Callable[..., Worker]) -> None:
     """The member would print a traceback of ours before the nursery ends it."""
+    worker = make(0)
     read, worker._wake_fd = os.pipe()
     os.close(read)
     worker._wake_client()
     os.close(worker._wake_fd)
 
 
-def test_neither_is_one_into_a_full_pipe(worker: Worker) -> None:
+def test_neither_is_one_into_a_full_pipe(make: Callable[..., Worker]) -> None:
+    worker = make(0)
     read, worker._wake_fd = os.pipe()
     os.set_blocking(worker._wake_fd, False)
     for _ in range(1 << 16):
