@@ -15,6 +15,7 @@ thread alone, which no signal handler interrupts.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import threading
@@ -35,6 +36,9 @@ NAP_MS = (1, 4)
 NAP_ANSWERS = (16, 64)
 """A nap that brought fewer answers makes the next one longer, one that brought more makes it shorter."""
 _START_CHECK_S = 1.0
+HANDLER_CHECK_S = 0.001
+"""How often a wait inside a signal handler looks for its answer."""
+_log = logging.getLogger("repartir")
 
 
 class Bell:
@@ -207,6 +211,8 @@ class Broker:
         if self.pump.mutex._is_owned() or self.thread.ident == me:  # type: ignore[attr-defined]
             return future.wait_on_condition(timeout if timeout is not None else self._never_in_here())
         watch = self._watch
+        if watch._is_owned():  # type: ignore[attr-defined]
+            return self._wait_in_handler(future, until)
         while not future.done():
             if self._ended and not future.done():
                 raise _copy_of(self.broken or BrokenProcessPool("the executor has ended"))
@@ -238,6 +244,15 @@ class Broker:
                 self._hand_over()
                 raise
         return None
+
+    def _wait_in_handler(self, future: TaskFuture, until: float | None) -> None:
+        """In a signal handler that interrupted this thread's own sleep, which cannot be slept a second time."""
+        try:
+            while not future.done() and (until is None or time.monotonic() < until):
+                self.pump.pump()
+                time.sleep(HANDLER_CHECK_S)
+        finally:
+            self._poke()  # the sleep that was interrupted looks for what came meanwhile
 
     def _never_in_here(self) -> float:
         raise RuntimeError(
@@ -405,7 +420,10 @@ class Broker:
         due = self.pump.due
         while due:
             future, value, error = due[0]
-            future.settle_fully(value, error)
+            try:
+                future.settle_fully(value, error)
+            except BaseException:  # noqa: BLE001 - of a callback: sys.exit() there ends no thread of ours
+                _log.exception("a callback of %r raised", future)
             due.popleft()
 
     def _finish_if_due(self) -> bool:

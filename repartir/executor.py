@@ -84,11 +84,11 @@ class Executor(concurrent.futures.Executor):
         members = MemberSettings(
             initializer, initargs, names, max_tasks_per_child, max(1, cores - 1), inherited
         )
+        self._functions = FunctionTable(inherited, owned)
+        self._shut = False
         self._broker = _start(self, max_workers, method, members, cores)
         if inherited is not None:
             inherited.release()
-        self._functions = FunctionTable(inherited, owned)
-        self._shut = False
 
     def __repr__(self) -> str:
         broker = self._broker
@@ -237,6 +237,7 @@ def _start(owner: Executor, rows: int, method: str, members: MemberSettings, cor
         weakref.finalize(owner, broker.close_soon).atexit = False
         begun = True
         broker.thread.start()
+        _engines.add(broker)
     except BaseException:
         if begun and broker.thread._started.wait(_THREAD_START_S):  # type: ignore[union-attr]
             broker.close_soon()  # type: ignore[union-attr]
@@ -251,7 +252,6 @@ def _start(owner: Executor, rows: int, method: str, members: MemberSettings, cor
             if board is not None:
                 board.close()
         raise
-    _engines.add(broker)
     return broker
 
 

@@ -22,6 +22,8 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 
+LEAKED_LOCK_S = 0.1
+"""A condition's lock that is held for so long is never let go."""
 _DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
 _lock = threading.Lock()
 os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
@@ -176,7 +178,11 @@ class Future(concurrent.futures.Future[T]):
 
     def settle_fully(self, result: Any, exception: BaseException | None) -> None:
         """Set the outcome, tell waiters, call callbacks; nothing of it if the future is done already."""
-        with self._condition:
+        condition = self._condition
+        # The standard library's `wait` leaves the locks taken that it has when a signal handler raises in it. Nobody
+        # can wait there any more, and others must not wait for it.
+        taken = condition.acquire(timeout=LEAKED_LOCK_S)
+        try:
             if self._state not in (PENDING, RUNNING):
                 return
             self._result = result
@@ -187,7 +193,11 @@ class Future(concurrent.futures.Future[T]):
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-            self._condition.notify_all()
+            if taken:
+                condition.notify_all()
+        finally:
+            if taken:
+                condition.release()
         self._call_back()
 
     def _call_back(self) -> None:

@@ -12,8 +12,9 @@ import os
 import random
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from repartir.shm.clib import holding_gil
 
@@ -58,6 +59,16 @@ def leave_parent_behind() -> None:
         asyncio_events._set_running_loop(None)
     gc.disable()
     gc.freeze()
+
+
+def leave(code: int) -> NoReturn:
+    """End this forked process here, whatever its stdio is like: no exception may reach the caller of ``os.fork``."""
+    try:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def reseed() -> None:

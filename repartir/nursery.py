@@ -17,13 +17,12 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from repartir.codec import decode, encode_value, parts_of
-from repartir.hygiene import die_with_parent, leave_parent_behind, reseed
+from repartir.hygiene import die_with_parent, leave, leave_parent_behind, reseed
 from repartir.shm.board import Board, MemberState
 from repartir.worker import MemberSettings, Worker
 
@@ -179,10 +178,11 @@ class Nursery:
             atexit.register(util._exit_function)  # type: ignore[attr-defined]  # since 3.13 `_bootstrap` leaves it to its caller
             code = process._bootstrap(parent_sentinel=self._life_r)  # type: ignore[attr-defined]
         except BaseException:  # noqa: BLE001 - this process ends here
-            traceback.print_exc()
-        finally:
+            leave(code)
+        try:
             atexit._run_exitfuncs()
-            os._exit(code)
+        finally:
+            leave(code)
 
 
 def run_forked(control: socket.socket, board: Board, settings: NurserySettings) -> NoReturn:
@@ -193,10 +193,8 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
         Nursery(control, board, settings).serve()
         code = 0
     except BaseException:  # noqa: BLE001 - this process ends here
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
+    leave(code)
 
 
 @dataclass(frozen=True, slots=True)

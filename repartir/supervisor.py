@@ -199,9 +199,12 @@ class Supervisor:
                 # Noted while signals are blocked: an interruption right after the fork must find it, to end it.
                 self.nursery_pid = pid = os.fork()
                 if pid == 0:
-                    let_go()
-                    self.control.close()
-                    run_forked(theirs, board, settings)
+                    try:
+                        let_go()
+                        self.control.close()
+                        run_forked(theirs, board, settings)
+                    finally:
+                        os._exit(1)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self.forking = False

@@ -189,6 +189,10 @@ class Worker:
             pass  # the pipe is full of wakes already
         except BrokenPipeError:
             pass  # the client is dead, and the nursery is about to end this process
+        except OSError:
+            # A task has closed this process's descriptors. The exit is reported, and what was answered is in the outbox.
+            self._words[self._row.state] = MemberState.RETIRED
+            os._exit(0)
 
     def _rest(self) -> Entry | None:
         """Spin for a moment, then sleep, until there is work; None when the executor closes."""
