@@ -6,6 +6,7 @@ import concurrent.futures
 import itertools
 import operator
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 _engines: weakref.WeakSet[Broker] = weakref.WeakSet()
 _interpreter_ends = threading.Event()
+_THREAD_START_S = 2.0
 
 
 class Executor(concurrent.futures.Executor):
@@ -84,14 +86,9 @@ class Executor(concurrent.futures.Executor):
         )
         self._functions = FunctionTable(inherited, owned)
         self._shut = False
-        self._broker = _start(max_workers, method, members, cores)
-        try:
-            weakref.finalize(self, self._broker.close_soon).atexit = False
-            if inherited is not None:
-                inherited.release()
-        except BaseException:
-            self._broker.abort()
-            raise
+        self._broker = _start(self, max_workers, method, members, cores)
+        if inherited is not None:
+            inherited.release()
 
     def __repr__(self) -> str:
         broker = self._broker
@@ -214,30 +211,46 @@ class Executor(concurrent.futures.Executor):
         raise RuntimeError("cannot schedule new futures after shutdown")
 
 
-def _start(rows: int, method: str, members: MemberSettings, cores: int) -> Broker:
-    """Shared memory, nursery, workers and the broker's thread of one executor."""
-    board = Board.create(rows)
-    wake_fds = os.pipe()
-    supervisor = broker = None
+def _start(owner: Executor, rows: int, method: str, members: MemberSettings, cores: int) -> Broker:
+    """Shared memory, nursery, workers and the broker's thread of one executor.  They end when ``owner`` dies.
+
+    Ctrl-C may come at any moment.  Signals are blocked while parts are made that nobody holds yet; after that what was
+    made is undone, here or, once it runs, by the broker's thread.
+    """
+    board = wake_fds = supervisor = broker = None
+    begun = False
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        for fd in wake_fds:
-            os.set_blocking(fd, False)
-        for row in board.rows:
-            board.words[row.kind] = Kind.CPU
-        supervisor = Supervisor(board, method, members, wake_fds[1])
-        broker = Broker(board, supervisor, wake_fds, cores, board.close)
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            board = Board.create(rows)
+            wake_fds = os.pipe()
+            for fd in wake_fds:
+                os.set_blocking(fd, False)
+            for row in board.rows:
+                board.words[row.kind] = Kind.CPU
+            supervisor = Supervisor(board, method, members, wake_fds[1])
+            supervisor.start()
+            broker = Broker(board, supervisor, wake_fds, cores, board.close)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        weakref.finalize(owner, broker.close_soon).atexit = False
+        begun = True
         broker.thread.start()
         _engines.add(broker)
     except BaseException:
-        if broker is not None and broker.thread.ident is not None:
-            broker.abort()
+        if begun and broker.thread._started.wait(_THREAD_START_S):  # type: ignore[union-attr]
+            broker.close_soon()  # type: ignore[union-attr]
             raise
         if supervisor is not None:
-            supervisor.reap(kill=True)
-            supervisor.control.close()
-        board.close()
-        for fd in wake_fds:
-            os.close(fd)
+            supervisor.undo()
+        if broker is not None:
+            broker._close()
+        else:
+            for fd in wake_fds or ():
+                os.close(fd)
+            if board is not None:
+                board.close()
         raise
     return broker
 

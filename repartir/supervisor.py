@@ -59,7 +59,7 @@ Report = MemberExited | NurseryExited
 
 
 class Supervisor:
-    """Starts the nursery of one executor and talks to it."""
+    """Starts the nursery of one executor, once ``start`` is called, and talks to it."""
 
     def __init__(self, board: Board, start_method: str, members: MemberSettings, wake_fd: int) -> None:
         self._board = board
@@ -73,7 +73,16 @@ class Supervisor:
         self.forking = False
         """A child that is made now is this executor's nursery."""
         self.control: socket.socket
+
+    def start(self) -> None:
+        """Make the nursery.  Interrupted, here or right after, it is ended by ``undo``."""
         self._start()
+
+    def undo(self) -> None:
+        """End what ``start`` began, however far it came."""
+        self.reap(kill=True)
+        if hasattr(self, "control"):
+            self.control.close()
 
     def fileno(self) -> int:
         """Readable when there are reports."""
@@ -166,8 +175,7 @@ class Supervisor:
             else:
                 self._spawn_nursery(theirs)
         except BaseException:
-            self.reap(kill=True)
-            self.control.close()
+            self.undo()
             raise
         finally:
             theirs.close()
@@ -180,13 +188,16 @@ class Supervisor:
             Worker(board, row, wake_fd, members).run()
 
         settings = NurserySettings(os.getpid(), self._start_method, run)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            # Within the block, as it may raise what a handler raises although the signals are blocked by then.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             with quiet_parent() as let_go, warnings.catch_warnings():
                 # The child undoes what it inherits of threads: see hygiene.py.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self.forking = True
-                pid = os.fork()
+                # Noted while signals are blocked: an interruption right after the fork must find it, to end it.
+                self.nursery_pid = pid = os.fork()
                 if pid == 0:
                     try:
                         let_go()
@@ -194,10 +205,9 @@ class Supervisor:
                         run_forked(theirs, board, settings)
                     finally:
                         os._exit(1)
-                self.nursery_pid = pid  # before the signals that were held back are let through
         finally:
-            self.forking = False
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self.forking = False
 
     def _spawn_nursery(self, theirs: socket.socket) -> None:
         from multiprocessing.util import spawnv_passfds

@@ -35,6 +35,8 @@ T = TypeVar("T")
 LIMIT_S = 15.0
 HANG_S = 40.0
 LONGEST_S, SHORTEST_S = 2e-3, 20e-6
+BEGIN_S = 40e-3
+"""About the time that making an executor takes."""
 PATIENCE = 1.3
 """By how much an operation's share of peace grows each time that it was interrupted, so that it ends some day."""
 
@@ -447,6 +449,22 @@ def leave(weather: Calm, seconds: float) -> int:
     return rounds
 
 
+def begin(weather: Calm, seconds: float) -> int:
+    """An interruption while an executor is made: whether it comes to be or not, nothing of the attempt is left."""
+    rounds, end = 0, time.monotonic() + seconds
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    while time.monotonic() < end:
+        made: list[repartir.Executor] = []
+        with weather.blows():
+            weather.strike(lambda: made.append(repartir.Executor(2)), BEGIN_S)  # noqa: B023 - called at once
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+        for ex in made:
+            assert ex.submit(echo, 5).result(LIMIT_S) == 5
+            ex.shutdown()
+        rounds += 1
+    return rounds
+
+
 def drop(weather: Calm, seconds: float) -> int:
     """Executors that nobody shuts down, with tasks under way: the tasks settle, then everything goes."""
     rounds, end = 0, time.monotonic() + seconds
@@ -470,6 +488,7 @@ def drop(weather: Calm, seconds: float) -> int:
 
 SCENES: dict[str, Callable[[Calm, float], int]] = {
     **{name: functools.partial(one_executor, name) for name in ON_ONE_EXECUTOR},
+    "begin": begin,
     "shutdown": shutdown,
     "leave": leave,
     "drop": drop,

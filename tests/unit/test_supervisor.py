@@ -46,6 +46,7 @@ def board() -> Iterator[Board]:
 @pytest.fixture
 def supervisor(board: Board) -> Iterator[Alone]:
     supervisor = Alone(board, "fork", SETTINGS, -1)
+    supervisor.start()
     yield supervisor
     supervisor.close()
 
