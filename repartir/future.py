@@ -122,7 +122,8 @@ class Future(concurrent.futures.Future[T]):
                 return
             self._state = CANCELLED_AND_NOTIFIED
             for waiter in self._waiters:
-                waiter.add_cancelled(self)
+                if _listens(waiter):
+                    waiter.add_cancelled(self)
             self._condition.notify_all()
         self._call_back()
 
@@ -189,6 +190,8 @@ class Future(concurrent.futures.Future[T]):
             self._exception = exception
             self._state = FINISHED
             for waiter in self._waiters:
+                if not _listens(waiter):
+                    continue
                 if exception is None:
                     waiter.add_result(self)
                 else:
@@ -220,3 +223,15 @@ class Future(concurrent.futures.Future[T]):
     def set_running_or_notify_cancel(self) -> bool:
         self._condition  # noqa: B018
         return super().set_running_or_notify_cancel()
+
+
+def _listens(waiter: Any) -> bool:
+    """Whether a waiter of the standard library can still be told: an interrupted `wait` may have left its event's lock
+    taken, and then nobody sleeps there any more."""
+    condition = getattr(getattr(waiter, "event", None), "_cond", None)
+    if condition is None:
+        return True
+    if not condition.acquire(timeout=LEAKED_LOCK_S):
+        return False
+    condition.release()
+    return True

@@ -1,7 +1,8 @@
 """Storms of signals and of garbage collection over an executor, and what must be true after each.
 
 Storms run in a fresh interpreter: `python -c "from tests.stress import storm; storm.main()" SCENE WEATHER SEED
-SECONDS`, with `all` for each scene.  It prints how often each scene was played and the weather struck, and `calm` at
+SECONDS`, with `all` for each scene; one more argument, whatever it is, chooses the locks of systems without robust
+mutexes.  It prints how often each scene was played and the weather struck, and `calm` at
 the end; anything on stderr is a failure.
 """
 
@@ -28,6 +29,7 @@ import numpy as np
 
 import repartir
 import repartir.future
+import repartir.shm.board
 from tests import guard
 
 T = TypeVar("T")
@@ -558,7 +560,9 @@ def _unless_of_the_storm(unraisable: Any) -> None:
 
 
 def main() -> None:
-    chosen, weather, seed, seconds = sys.argv[1:]
+    chosen, weather, seed, seconds, *record_locks = sys.argv[1:]
+    if record_locks:
+        repartir.shm.board.robust_mutex_works = lambda: False
     guard.install()
     # What strikes within a callback that add_done_callback calls at once is logged, as any exception there.
     logging.getLogger("concurrent.futures").disabled = True

@@ -278,6 +278,38 @@ print(total, len(finalized) > 200, len(called) == len(finalized))
 """
 
 
+class TestLeakedLocks:
+    """What an exception of a signal handler leaves when it strikes within the standard library's `wait`."""
+
+    def leak(self, lock: Any) -> None:
+        thread = threading.Thread(target=lock.acquire)
+        thread.start()
+        thread.join(LIMIT_S)
+
+    @pytest.mark.parametrize("end", ["settled", "cancelled"])
+    @pytest.mark.parametrize("how", ["ALL_COMPLETED", "FIRST_COMPLETED"])
+    def test_of_a_waiters_event_stop_nobody(self, end: str, how: str) -> None:
+        future = Broker().future()
+        future._condition  # noqa: B018 - the standard library takes it before
+        dead, alive = (
+            concurrent.futures._base._create_and_install_waiters([future], how)  # type: ignore[attr-defined]
+            for _ in range(2)
+        )
+        self.leak(dead.event._cond)
+        if end == "settled":
+            future.settle_fully(5, None)
+        else:
+            assert future.cancel()
+        assert alive.event.is_set()
+        assert not dead.event.is_set()
+
+    def test_of_the_future_stop_nobody(self) -> None:
+        future = Broker().future()
+        self.leak(future._condition)
+        future.settle_fully(5, None)
+        assert future.result() == 5
+
+
 class TestCallbacks:
     @pytest.mark.parametrize("end", ["value", "error", "cancel"])
     def test_are_called_once_in_the_order_of_addition(self, end: str) -> None:
