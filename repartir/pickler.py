@@ -263,11 +263,11 @@ def _view_as(array: Any, dtype: Any) -> Any:
     return array.view(dtype)
 
 
-def set_function_state(fn: FunctionType, state: tuple[Any, Any, tuple[Any, ...]]) -> None:
+def set_function_state(fn: Any, state: tuple[Any, Any, tuple[Any, ...]]) -> None:
     """Fill an empty function. Called by unpickling."""
     attributes, slots, contents = state
     cp._function_setstate(fn, (attributes, slots))
-    fn.__globals__["__builtins__"] = fn.__builtins__  # type: ignore[attr-defined]  # for functions that this one makes
+    fn.__globals__["__builtins__"] = fn.__builtins__  # for functions that this one makes
     for cell, value in zip(fn.__closure__ or (), contents, strict=True):
         if value is not cp._empty_cell_value:
             cell.cell_contents = value
