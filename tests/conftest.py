@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 
@@ -18,6 +19,9 @@ _FAILED = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     guard.install()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts its background jobs so; the scripts that tests send Ctrl-C to would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A folder of this run's own for temporary files, so that no other program's are taken for a leak.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     folder = tempfile.TemporaryDirectory(prefix="tests-")
