@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from repartir import shared
     from repartir.errors import PoisonTask, RepartirError, SharedMemoryFull, TaskNotSerializable, WorkerDied
     from repartir.executor import Executor
     from repartir.future import Future
     from repartir.serial import SerialExecutor, current_executor
+    from repartir.shared import SharedArray
 
 __version__ = "0.1.0"
 
@@ -16,17 +18,20 @@ __all__ = [
     "PoisonTask",
     "RepartirError",
     "SerialExecutor",
+    "SharedArray",
     "SharedMemoryFull",
     "TaskNotSerializable",
     "WorkerDied",
     "__version__",
     "current_executor",
+    "shared",
 ]
 
 _HOMES = {
     "Executor": "executor",
     "Future": "future",
     "SerialExecutor": "serial",
+    "SharedArray": "shared",
     "current_executor": "serial",
 }
 
@@ -37,6 +42,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'repartir' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "shared":
+        return import_module("repartir.shared")
     value: object = getattr(import_module(f"repartir.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

@@ -18,14 +18,21 @@ import contextlib
 import logging
 import os
 import select
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from repartir.codec import Part
+from repartir.errors import SharedMemoryFull
+from repartir.future import Future
 from repartir.members import Members
-from repartir.pump import Pump, TaskFuture
+from repartir.pump import Pump, TaskFuture, TaskRecord
+from repartir.shm.blocks import NOTHING
 from repartir.shm.board import Board, BoardClosed, ClientSleep
+from repartir.shm.segment import freed_listeners
+from repartir.stats import ExecutorStats
 from repartir.supervisor import EVERY_ROW, Supervisor
 
 SPIN_S = 50e-6
@@ -36,6 +43,10 @@ NAP_MS = (1, 4)
 NAP_ANSWERS = (16, 64)
 """A nap that brought fewer answers makes the next one longer, one that brought more makes it shorter."""
 _START_CHECK_S = 1.0
+TRIM_AFTER_S = 5.0
+"""How long an executor without tasks keeps memory for the next."""
+TRIM_BYTES = 1 << 28
+"""Given back at a time, between looks for news."""
 HANDLER_CHECK_S = 0.001
 """How often a wait inside a signal handler looks for its answer."""
 _log = logging.getLogger("repartir")
@@ -80,19 +91,26 @@ class Broker:
         wake_fds: tuple[int, int],
         cores: int,
         on_end: Callable[[], None],
+        room_timeout: float | None = None,
     ) -> None:
         self.board = board
         self.pump = Pump(board, self._on_news)
+        self.pump.on_full = self._place_when_there_is_room
         self.members = Members(self.pump, supervisor, self._break)
         self.broken: BrokenProcessPool | None = None
         self.closing = False
         self.thread = threading.Thread(target=self._run, name="repartir-broker")
         self._supervisor = supervisor
+        self._wake_fds = wake_fds
         self._wake_r = wake_fds[0]
         # A file object, since closing it is atomic: a finalizer never writes to a descriptor that is another's by now.
-        self._wake_w = open(wake_fds[1], "wb", buffering=0)
+        # It does not own the descriptor: interrupted right here, whoever made that closes it.
+        self._wake_w = open(wake_fds[1], "wb", buffering=0, closefd=False)
         self._cores = cores
         self._on_end = on_end
+        self._room_timeout = room_timeout
+        self._trim_at: float | None = None
+        self._trimmed_at_answer = 0
         self._watch = threading.RLock()
         self._rouse = Bell()
         self._sleepers: set[int] = set()
@@ -104,6 +122,9 @@ class Broker:
         self._answered_before = 0
         self._aborting = False
         self._ended = False
+        self._shared_freed = False
+        self._rows = len(board.rows)
+        freed_listeners.add(self)
         self._poll = select.poll()
         self._poll.register(self._wake_r, select.POLLIN)
         self._poll_all = self._poll_with_reports()
@@ -125,6 +146,45 @@ class Broker:
         except BoardClosed:
             running = 0
         return running, max(0, len(self.pump.inbox) + len(self.pump.ledger) - running)
+
+    def held(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Blocks in use and the bytes in them: in shared memory, and in a file."""
+        try:
+            memory, spilled = self.board.blocks.usage()
+        except BoardClosed:
+            return (0, 0), (0, 0)
+        return (memory.blocks, memory.bytes), (spilled.blocks, spilled.bytes)
+
+    def stats(self) -> ExecutorStats:
+        """What is going on, and what it takes."""
+        running, queued = self.counts()
+        shared = sys.modules.get("repartir.shared")
+        limit = backed = 0
+        memory = spilled = NOTHING
+        with contextlib.suppress(BoardClosed):
+            blocks = self.board.blocks
+            memory, spilled = blocks.usage()
+            limit, backed = blocks.limit, blocks.arenas[0].backed()
+        return ExecutorStats(
+            workers=self._rows,
+            queued=queued,
+            running=running,
+            lost=self.members.lost,
+            blocks=memory.blocks,
+            arena_bytes=memory.bytes,
+            arena_limit=limit,
+            backed_bytes=backed,
+            spills=spilled.blocks,
+            spilled_bytes=spilled.bytes,
+            viewed_bytes=self.pump.viewed_bytes,
+            kept_bytes=memory.kept[1] + spilled.kept[1],
+            shared_bytes=0 if shared is None else shared.total_bytes(),
+        )
+
+    def on_shared_freed(self) -> None:
+        """Something shared was freed: members that sleep let go of it.  For finalizers, so without locks."""
+        self._shared_freed = True
+        self._on_news()
 
     def close_soon(self) -> None:
         """The executor is garbage.  For a finalizer, so without locks."""
@@ -244,6 +304,32 @@ class Broker:
                 self._hand_over()
                 raise
         return None
+
+    def _place_when_there_is_room(self, record: TaskRecord, parts: Sequence[Part]) -> None:
+        """Shared memory is full: wait while enough tasks are under way that will give some back; else spill.
+
+        Raises ``SharedMemoryFull`` after the time-out.
+        """
+        pump = self.pump
+        until = None if self._room_timeout is None else time.monotonic() + self._room_timeout
+        while not self._must_not_wait():
+            with pump.mutex:
+                if pump.ended or pump.place_in_memory(record, parts):
+                    return
+                if not pump.room_is_coming():
+                    break
+                room: TaskFuture = Future()
+                pump.room.append(room)
+            self.wait_for(room, None if until is None else until - time.monotonic())
+            if not room.done():
+                error = pump.no_room(sum(map(len, parts)))
+                raise SharedMemoryFull(f"after {self._room_timeout} s there is still {error}")
+        pump.place(record, parts)
+
+    def _must_not_wait(self) -> bool:
+        """Whether this thread delivers answers: in a callback, in a signal handler, in a finalizer."""
+        owned = self.pump.mutex._is_owned() or self._watch._is_owned()  # type: ignore[attr-defined]
+        return owned or self.thread.ident == threading.get_ident()
 
     def _wait_in_handler(self, future: TaskFuture, until: float | None) -> None:
         """In a signal handler that interrupted this thread's own sleep, which cannot be slept a second time."""
@@ -373,7 +459,25 @@ class Broker:
     def _watch_once(self) -> None:
         self.pump.pump_surely()
         if not (self.pump.due or self._rouse.is_set() or self._finish_if_due()):
-            self._park(None, self._poll_all)
+            self._park(self._until_trim(), self._poll_all)
+
+    def _until_trim(self) -> float | None:
+        """Seconds until idle memory goes back to the system, which happens here when they are over."""
+        if self.pump.ledger.records or self.pump.inbox:
+            self._trim_at = None
+            return None
+        now = time.monotonic()
+        if self.pump.answered != self._trimmed_at_answer:
+            self._trimmed_at_answer = self.pump.answered
+            self._trim_at = now + TRIM_AFTER_S if self.board.blocks.is_worth_trimming else None
+        if self._trim_at is None:
+            return None
+        if now < self._trim_at:
+            return self._trim_at - now
+        if self.board.blocks.is_worth_trimming and self.board.blocks.trim(TRIM_BYTES):
+            return 0.0
+        self._trim_at = None
+        return None
 
     def _give_way(self) -> None:
         """Leave the watching to waiters until the last of them has been gone for a moment."""
@@ -412,6 +516,9 @@ class Broker:
             self._stop_members(terminate=False)
         if pump.doubtful:
             pump.resolve_doubtful()
+        if self._shared_freed:
+            self._shared_freed = False
+            self.board.parking.wake_all()
         if pump.due:
             self._deliver()
             self._poke()
@@ -447,14 +554,16 @@ class Broker:
         self._deliver()
         self._supervisor.reap(kill=not self.members.nursery_gone)
         self._supervisor.control.close()
+        self.pump.keep_views_only()
         self._ended = True
         self._poke()
         with self._watch:  # the waiter that watched has left: its future is done
             self._close()
 
     def _close(self) -> None:
-        os.close(self._wake_r)
         self._wake_w.close()
+        for fd in self._wake_fds:
+            os.close(fd)
         self._on_end()
 
 

@@ -16,7 +16,7 @@ from repartir.bindings import OwnedGlobals
 from repartir.diagnosis import describe, first_failure, is_interruption
 from repartir.errors import TaskNotSerializable
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, snapshot_inherited
-from repartir.pickler import PROTOCOL, Encoded, dump
+from repartir.pickler import PROTOCOL, ArrayBuffer, Encoded, dump
 
 __all__ = [
     "ATOMS",
@@ -31,6 +31,7 @@ __all__ = [
     "encode_value",
     "join_parts",
     "parts_of",
+    "raw",
     "snapshot_inherited",
     "split_parts",
 ]
@@ -42,21 +43,26 @@ _dumps = pickle.dumps
 _loads = pickle.loads
 _are_atoms = ATOMS.issuperset
 
+Part = bytes | memoryview | ArrayBuffer
+
 _REMEDY = "Pass data that pickle can copy, or make the object inside the task."
 
 
 def encode_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any], inherited: InheritedArrays | None = None
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    inherited: InheritedArrays | None = None,
+    threshold: int = OUT_OF_BAND_BYTES,
 ) -> Encoded | bytes:
     """The arguments of one call; `decode` gives `(args, kwargs)`.
 
-    `inherited`: arrays that the receiver has by fork, sent as references. Raises TaskNotSerializable, which
-    names the argument.
+    `inherited`: arrays that the receiver has by fork, sent as references. `threshold`: bytes from which on a buffer
+    travels beside the pickle. Raises TaskNotSerializable, which names the argument.
     """
     if not kwargs and _are_atoms(map(type, args)):
         return _dumps((args, kwargs), PROTOCOL)
     try:
-        return dump((args, kwargs), inherited)
+        return dump((args, kwargs), inherited, threshold=threshold)
     except Exception as error:
         # Users' code runs while pickling, so anything may come out.
         if is_interruption(error):
@@ -80,12 +86,12 @@ def encode_value(
         raise _failure(what, [(what, value)], inherited, error) from error
 
 
-def encode_result(value: Any) -> Encoded | bytes:
+def encode_result(value: Any, threshold: int = OUT_OF_BAND_BYTES) -> Encoded | bytes:
     """What a task returned, for the client; `decode` gives it back. Raises TaskNotSerializable."""
     if type(value) in ATOMS:
         return _dumps(value, PROTOCOL)
     try:
-        return dump(value, is_result=True)
+        return dump(value, is_result=True, threshold=threshold)
     except Exception as error:
         if is_interruption(error):
             raise
@@ -109,15 +115,20 @@ def decode(data: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()) ->
     return _loads(data, buffers=buffers) if buffers else _loads(data)
 
 
-def parts_of(encoded: Encoded | bytes) -> list[bytes | memoryview]:
+def parts_of(encoded: Encoded | bytes) -> list[Part]:
     """The pickle, then its buffers."""
     return [encoded] if isinstance(encoded, bytes) else [encoded.meta, *encoded.buffers]
 
 
-def join_parts(parts: Sequence[bytes | memoryview]) -> bytes:
+def raw(part: Part) -> bytes | memoryview:
+    """A part's bytes."""
+    return bytes(part) if isinstance(part, ArrayBuffer) else part
+
+
+def join_parts(parts: Sequence[Part]) -> bytes:
     """Parts as one string, behind their number and sizes."""
     sizes = [len(part) for part in parts]
-    return b"".join([struct.pack(f"=Q{len(sizes)}Q", len(sizes), *sizes), *parts])
+    return b"".join([struct.pack(f"=Q{len(sizes)}Q", len(sizes), *sizes), *map(raw, parts)])
 
 
 def split_parts(joined: bytes) -> list[bytearray]:

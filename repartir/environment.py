@@ -17,6 +17,9 @@ from repartir.shm.layout import MAX_ROWS
 _CGROUP = "/sys/fs/cgroup"
 _SPIN_S = 0.1  # for so long a pool's thread may spin before it waits
 _TELLS = os.uname().machine in ("x86_64", "i686")  # elsewhere libgomp, too, waits in the C library
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{letter}{unit}": 1024**power for power, letter in enumerate("KMGT", 1) for unit in ("", "IB")}
+_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)}
 _log = logging.getLogger("repartir")
 _told: set[str] = set()
 
@@ -36,6 +39,26 @@ def default_workers() -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MAX_ROWS:
         raise ValueError(f"REPARTIR_MAX_WORKERS must be an integer from 1 to {MAX_ROWS}, not {text!r}")
     return int(text)
+
+
+def size_in_bytes(size: int | str, what: str) -> int:
+    """A number of bytes, also as "512MiB" or "2 GB".  ``what`` names it in errors: ``TypeError``, ``ValueError``."""
+    if isinstance(size, str):
+        number, unit = size.strip().rstrip("kKMGTiB"), ""
+        unit = size.strip()[len(number) :].strip()
+        try:
+            found = int(float(number) * _UNITS[unit.upper()])
+        except (KeyError, ValueError, OverflowError):
+            raise ValueError(
+                f'{what} must be a number of bytes or a string such as "2GiB", not {size!r}'
+            ) from None
+    elif isinstance(size, int) and not isinstance(size, bool):
+        found = size
+    else:
+        raise TypeError(f"{what} must be an int or a string, not {type(size).__name__}")
+    if found <= 0:
+        raise ValueError(f"{what} must be greater than 0, not {size!r}")
+    return found
 
 
 def choose_start_method(mp_context: Any) -> str:

@@ -12,19 +12,21 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from repartir import mapping
 from repartir.broker import Broker
-from repartir.codec import encode_call
-from repartir.environment import choose_start_method, default_workers, usable_cores
+from repartir.codec import OUT_OF_BAND_BYTES, encode_call
+from repartir.environment import choose_start_method, default_workers, size_in_bytes, usable_cores
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.functions import FunctionRef, FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
-from repartir.serial import SerialExecutor, current_executor
+from repartir.serial import SerialExecutor, current_executor, share
 from repartir.shm.board import Board, BoardClosed, Kind
 from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
+from repartir.stats import ExecutorStats, in_words
 from repartir.supervisor import Supervisor
 from repartir.worker import MemberSettings
 
@@ -34,6 +36,7 @@ T = TypeVar("T")
 _engines: weakref.WeakSet[Broker] = weakref.WeakSet()
 _interpreter_ends = threading.Event()
 _THREAD_START_S = 2.0
+_LEAST_LIMIT = 1 << 20
 
 
 class Executor(concurrent.futures.Executor):
@@ -46,6 +49,10 @@ class Executor(concurrent.futures.Executor):
         initializer, initargs: called in each worker before its first task; if it raises, the executor is broken.
         max_tasks_per_child: after so many tasks a worker is replaced by a fresh one (with any start method).
         name: shown in ``repr``.
+        out_of_band: from so many bytes on the elements of an array travel beside the pickle: copied once, not four times.
+        shm_limit: how much shared memory arguments and results may take, in bytes or as "2GiB"; None: 80 % of what is
+            free. What finds no room waits or spills into a file, see `submit`.
+        shm_timeout: seconds that `submit` waits for room in shared memory at most; None: as long as tasks are under way.
 
     Raises ``ValueError`` and ``TypeError`` as the standard library does, ``SharedMemoryFull`` where there is no room.
     """
@@ -59,6 +66,9 @@ class Executor(concurrent.futures.Executor):
         *,
         max_tasks_per_child: int | None = None,
         name: str | None = None,
+        out_of_band: int | str = OUT_OF_BAND_BYTES,
+        shm_limit: int | str | None = None,
+        shm_timeout: float | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = default_workers()
@@ -73,6 +83,10 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
+        self._threshold = size_in_bytes(out_of_band, "out_of_band")
+        limit = None if shm_limit is None else max(size_in_bytes(shm_limit, "shm_limit"), _LEAST_LIMIT)
+        if shm_timeout is not None and not shm_timeout >= 0:
+            raise ValueError(f"shm_timeout must be seconds, at least 0, not {shm_timeout!r}")
         method = choose_start_method(mp_context)
         self.name = name
         self._max_workers = max_workers
@@ -82,11 +96,12 @@ class Executor(concurrent.futures.Executor):
         owned = None if initializer is None else owned_globals(initializer)
         names = frozenset() if owned is None else owned.names
         members = MemberSettings(
-            initializer, initargs, names, max_tasks_per_child, max(1, cores - 1), inherited
+            initializer, initargs, names, max_tasks_per_child, max(1, cores - 1), inherited, self._threshold
         )
         self._functions = FunctionTable(inherited, owned)
         self._shut = False
-        self._broker = _start(self, max_workers, method, members, cores)
+        memory = _MemorySettings(limit, shm_timeout)
+        self._broker = _start(self, max_workers, method, members, cores, memory)
         if inherited is not None:
             inherited.release()
 
@@ -98,6 +113,9 @@ class Executor(concurrent.futures.Executor):
         parts = [state] if state else [f"{queued} queued", f"{running} running"]
         if broker.members.lost:
             parts.append(f"{broker.members.lost} lost")
+        for what, (blocks, size) in zip(("arena", "spilled"), broker.held(), strict=True):
+            if blocks:
+                parts.append(f"{what} {in_words(size)} in {blocks} block{'s' if blocks > 1 else ''}")
         return f"<Executor{name} {self._max_workers} workers: {', '.join(parts)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -105,6 +123,9 @@ class Executor(concurrent.futures.Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a worker call ``fn(*args, **kwargs)``.
+
+        Large arrays are copied to shared memory before this returns.  While that is full, and two tasks a worker or more
+        are under way whose end will give some back, it waits; otherwise, and in callbacks, the copy spills into a file.
 
         What cannot be pickled shows in the future as ``TaskNotSerializable``.  Raises ``RuntimeError`` after shutdown,
         ``BrokenProcessPool`` when the executor is broken.
@@ -115,7 +136,8 @@ class Executor(concurrent.futures.Executor):
         future: Future[T] = Future(broker, broker.pump.new_task_id())
         try:
             ref = self._functions.encode(fn)
-            broker.pump.post(future, ref, encode_call(args, kwargs, self._functions.inherited), 0, fn)
+            call = encode_call(args, kwargs, self._functions.inherited, self._threshold)
+            broker.pump.post(future, ref, call, 0, fn)
         except (TaskNotSerializable, SharedMemoryFull) as exc:
             future.set_exception(exc)
         except BoardClosed:
@@ -166,6 +188,22 @@ class Executor(concurrent.futures.Executor):
 
         return mapping.results(pending, more, until)
 
+    def share(self, value: Any, *, writable: bool = False) -> Any:
+        """Put an array or any other object into shared memory once, for many tasks.
+
+        An array of numbers becomes a ``SharedArray``: tasks that get it, a slice or a transposed view of it, in whatever
+        lists or objects, copy nothing.  They may read it only, unless ``writable``.  Any other object becomes a handle that
+        tasks get as the object, unpickled once a worker.  ``with`` or ``free()`` gives the memory back, or the garbage
+        collector; it does not depend on this executor.
+
+        Raises ``SharedMemoryFull``, and ``TaskNotSerializable`` for what cannot be pickled.
+        """
+        return share(value, writable=writable)
+
+    def stats(self) -> ExecutorStats:
+        """What the executor is doing, and what it holds, now."""
+        return self._broker.stats()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with ``wait`` return when all are settled and every process has gone."""
         self._shut = True
@@ -192,7 +230,8 @@ class Executor(concurrent.futures.Executor):
         pump = self._broker.pump
         future: Future[Any] = Future(self._broker, pump.new_task_id())
         try:
-            pump.post(future, ref, encode_call(chunk, {}, self._functions.inherited), flag, fn)
+            call = encode_call(chunk, {}, self._functions.inherited, self._threshold)
+            pump.post(future, ref, call, flag, fn)
         except (TaskNotSerializable, SharedMemoryFull) as exc:
             future.set_exception(exc)
         except BoardClosed:
@@ -211,7 +250,17 @@ class Executor(concurrent.futures.Executor):
         raise RuntimeError("cannot schedule new futures after shutdown")
 
 
-def _start(owner: Executor, rows: int, method: str, members: MemberSettings, cores: int) -> Broker:
+@dataclass(frozen=True, slots=True)
+class _MemorySettings:
+    limit: int | None
+    """Bytes of shared memory for blocks."""
+    timeout: float | None
+    """Seconds to wait for room in it."""
+
+
+def _start(
+    owner: Executor, rows: int, method: str, members: MemberSettings, cores: int, memory: _MemorySettings
+) -> Broker:
     """Shared memory, nursery, workers and the broker's thread of one executor.  They end when ``owner`` dies.
 
     Ctrl-C may come at any moment.  Signals are blocked while parts are made that nobody holds yet; after that what was
@@ -223,7 +272,7 @@ def _start(owner: Executor, rows: int, method: str, members: MemberSettings, cor
     try:
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            board = Board.create(rows)
+            board = Board.create(rows, memory.limit)
             wake_fds = os.pipe()
             for fd in wake_fds:
                 os.set_blocking(fd, False)
@@ -231,7 +280,7 @@ def _start(owner: Executor, rows: int, method: str, members: MemberSettings, cor
                 board.words[row.kind] = Kind.CPU
             supervisor = Supervisor(board, method, members, wake_fds[1])
             supervisor.start()
-            broker = Broker(board, supervisor, wake_fds, cores, board.close)
+            broker = Broker(board, supervisor, wake_fds, cores, board.close, memory.timeout)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         weakref.finalize(owner, broker.close_soon).atexit = False

@@ -13,7 +13,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from repartir.bindings import OwnedGlobals
-from repartir.codec import decode, encode_function
+from repartir.codec import decode, encode_function, raw
 from repartir.fingerprint import Fingerprint, fingerprint, is_immutable
 from repartir.heavy import HEAVY_BYTES, HeavyGlobals
 from repartir.inherited import InheritedArrays
@@ -223,7 +223,7 @@ def digest(blob: bytes | Encoded) -> int:
         return int.from_bytes(blake2b(blob, digest_size=8).digest(), "little") or 1
     state = blake2b(blob.meta, digest_size=8)
     for buffer in blob.buffers:
-        state.update(buffer)
+        state.update(raw(buffer))
     return int.from_bytes(state.digest(), "little") or 1
 
 

@@ -10,7 +10,7 @@ from repartir import outcome
 from repartir.errors import PoisonTask, WorkerDied
 from repartir.ledger import MAX_REPOSTS, Repost
 from repartir.pump import Pump, TaskRecord
-from repartir.shm.arena import RESULT
+from repartir.shm.arena import KEPT, RESULT
 from repartir.shm.board import MemberState
 from repartir.shm.layout import MEMBER_BROKEN, MEMBER_READY
 from repartir.states import TaskEvent
@@ -113,7 +113,8 @@ class Members:
                 error = _died(action.record, exit_code, poison=action.poison)
                 pump.settle(action.record, None, error, TaskEvent.FAIL)
         if claim:
-            board.arena.free_owned(claim | RESULT)
+            board.blocks.free_owned(claim | RESULT)
+        board.blocks.free_owned(KEPT | at)
 
     def _count_exit(self, at: int, exit_code: int) -> None:
         retired = self._board.words[self._board.rows[at].state] == MemberState.RETIRED

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from repartir.codec import decode, encode_value, parts_of
+from repartir.codec import decode, encode_value, parts_of, raw
 from repartir.hygiene import die_with_parent, leave, leave_parent_behind, reseed
 from repartir.shm.board import Board, MemberState
 from repartir.worker import MemberSettings, Worker
@@ -220,7 +220,7 @@ class FreshStart:
         control.sendall(_LENGTH.pack(len(parts)))
         for part in parts:
             control.sendall(_LENGTH.pack(len(part)))
-            control.sendall(part)
+            control.sendall(raw(part))
 
     @staticmethod
     def receive(control: socket.socket) -> FreshStart:
@@ -264,12 +264,12 @@ def run_fresh(fds: Sequence[int]) -> None:
     """The nursery's life in a fresh interpreter."""
     import multiprocessing
 
-    control_fd, wake_fd, ring_fd, arena_fd, *lock_fd = fds
+    control_fd, wake_fd, ring_fd, memory_fd, overflow_fd, *lock_fd = fds
     control = socket.socket(fileno=control_fd)
     start = FreshStart.receive(control)
     sys.argv = start.argv
     multiprocessing.current_process().authkey = start.authkey
-    board = Board.attach(ring_fd, arena_fd, lock_fd[0] if lock_fd else None)
+    board = Board.attach(ring_fd, (memory_fd, overflow_fd), lock_fd[0] if lock_fd else None)
 
     def run(row: int) -> None:
         Worker(board, row, wake_fd, start.members).run()

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from repartir.codec import ATOMS, PROTOCOL, Encoded, decode, encode_result
+from repartir.codec import ATOMS, OUT_OF_BAND_BYTES, PROTOCOL, Encoded, decode, encode_result
 from repartir.diagnosis import describe, is_interruption
 from repartir.errors import TaskNotSerializable
 from repartir.portable import message_of, portable_pickle, strip_tracebacks
@@ -42,6 +42,10 @@ class Value:
     def __init__(self, value: Any) -> None:
         self.value = value
 
+    def forget(self) -> None:
+        """Drop the value, once it is encoded."""
+        self.value = None
+
     def __repr__(self) -> str:
         return f"Value({self.value!r})"
 
@@ -54,6 +58,10 @@ class Error:
     def __init__(self, exception: BaseException, traceback_text: str) -> None:
         self.exception = exception
         self.traceback = traceback_text
+
+    def forget(self) -> None:
+        """Drop the exception, once it is encoded, and all that its frames and attributes keep alive."""
+        del self.exception
 
     def __repr__(self) -> str:
         return f"Error({self.exception!r})"
@@ -86,8 +94,10 @@ def format_exception(exception: BaseException) -> str:
         return f"{type(exception).__qualname__} (its traceback cannot be formatted: {describe(failure)})\n"
 
 
-def encode_outcome(outcome: Value | Error) -> Encoded | bytes:
-    """The outcome as bytes. What cannot be pickled becomes a TaskNotSerializable that says why.
+def encode_outcome(outcome: Value | Error, threshold: int = OUT_OF_BAND_BYTES) -> Encoded | bytes:
+    """The outcome as bytes; buffers of `threshold` or more bytes beside the pickle.
+
+    What cannot be pickled becomes a TaskNotSerializable that says why.
 
     An Error loses its traceback and those of the exceptions that it chains to, so that no frame keeps the
     task's objects alive.
@@ -97,7 +107,7 @@ def encode_outcome(outcome: Value | Error) -> Encoded | bytes:
         if type(value) in ATOMS:
             return pickle.dumps(value, PROTOCOL)
         try:
-            return encode_result(value)
+            return encode_result(value, threshold)
         except BaseException as exception:  # noqa: BLE001
             outcome = caught(exception)
     return _encode_error(outcome.exception, outcome.traceback)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle.cloudpickle as cp
 
-from repartir import classes
+from repartir import arrays, classes, memmaps
 from repartir.bindings import OwnedGlobals, make_function
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, inherited_array, newest_snapshot
 
@@ -30,6 +30,7 @@ except ImportError:
     from hashlib import blake2b as blake2b
 
 PROTOCOL = 5
+_EMPTY = bytearray()
 MAX_RETURNED_DEFINITION = 64 * 1024
 MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
 
@@ -37,23 +38,58 @@ MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
 _REDUCERS: dict[type, Callable[[Any], Any]] = dict(cp.Pickler._dispatch_table)
 
 
+class ArrayBuffer:
+    """The elements of an array, which travel beside a pickle: copied once, to where they are to lie.
+
+    `order`: in which they are written, "C" or "F".
+    """
+
+    __slots__ = ("_array", "_order")
+
+    def __init__(self, array: Any, order: str) -> None:
+        self._array = array
+        self._order = order
+
+    def __len__(self) -> int:
+        return int(self._array.nbytes)
+
+    def __bytes__(self) -> bytes:
+        copy = bytearray(len(self))
+        self.write_to(memoryview(copy))
+        return bytes(copy)
+
+    def write_to(self, target: memoryview) -> None:
+        """Copy the elements to `target`, which is as large. Lets other threads run meanwhile."""
+        import numpy
+
+        source = self._array if self._order == "C" else self._array.T
+        if source.flags.c_contiguous:
+            source = source.reshape(-1).view(numpy.uint8)
+        numpy.copyto(numpy.ndarray(source.shape, source.dtype, target), source)
+
+
+Buffer = memoryview | ArrayBuffer
+
+
 class Encoded:
     """A pickle and the buffers that travel beside it.
 
-    `meta`: the pickle. `buffers`: the out-of-band buffers in the order in which unpickling takes them, each a
-    contiguous one-dimensional view of bytes of the object itself: copy them before the object changes.
+    `meta`: the pickle. `buffers`: the out-of-band buffers in the order in which unpickling takes them. They are those
+    of the object itself: copy them before the object changes. `keep`: what must live until the receiver has decoded
+    it, since the pickle only refers to it.
     """
 
-    __slots__ = ("buffers", "meta")
+    __slots__ = ("buffers", "keep", "meta")
 
-    def __init__(self, meta: bytes, buffers: tuple[memoryview, ...]) -> None:
+    def __init__(self, meta: bytes, buffers: tuple[Buffer, ...], keep: tuple[object, ...] = ()) -> None:
         self.meta = meta
         self.buffers = buffers
+        self.keep = keep
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the pickle and of all buffers."""
-        return len(self.meta) + sum(buffer.nbytes for buffer in self.buffers)
+        return len(self.meta) + sum(map(len, self.buffers))
 
     def __repr__(self) -> str:
         return f"<Encoded {len(self.meta)} bytes + {len(self.buffers)} buffers: {self.size_bytes} bytes>"
@@ -89,31 +125,41 @@ def dump(
     is_function: bool = False,
     is_result: bool = False,
     owned: OwnedGlobals | None = None,
+    threshold: int = OUT_OF_BAND_BYTES,
 ) -> Encoded | bytes:
-    """Pickle `obj`; plain bytes if no buffer of OUT_OF_BAND_BYTES or more is in it.
+    """Pickle `obj`; plain bytes if no buffer of `threshold` or more bytes is in it and nothing shared.
 
     `inherited`: arrays that the receiver has by fork. `is_function`: `obj` is a function to be cached by the
     receiver, which brings the classes that it refers to up to date. `is_result`: it goes to the owner of what
     it is made of. `owned`: globals that the receiver has of its own. Raises whatever pickling raises.
     """
-    buffers: list[memoryview] = []
+    buffers: list[Buffer] = []
+    arrays: dict[int, tuple[pickle.PickleBuffer, ArrayBuffer]] = {}
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        known = arrays.get(id(buffer))
+        if known is not None:
+            buffers.append(known[1])
+            return False
         view = buffer.raw()
-        if view.nbytes < OUT_OF_BAND_BYTES:
+        if view.nbytes < threshold:
             return True
         buffers.append(view)
         return False
 
     file = io.BytesIO()
     pickler = Pickler(file, PROTOCOL, buffer_callback=keep_in_band)
+    pickler.threshold = threshold
+    pickler.arrays = arrays
     pickler.inherited = inherited
     pickler.is_function = is_function
     pickler.is_result = is_result
     pickler.owned = owned
     pickler.dump(obj)
     meta = file.getvalue()
-    return Encoded(meta, tuple(buffers)) if buffers else meta
+    if buffers or pickler.shared:
+        return Encoded(meta, tuple(buffers), tuple(pickler.shared))
+    return meta
 
 
 def dump_in_band(
@@ -149,6 +195,9 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
 
     inherited: InheritedArrays | None = None
     owned: OwnedGlobals | None = None
+    threshold = sys.maxsize
+    arrays: dict[int, tuple[pickle.PickleBuffer, ArrayBuffer]]
+    shared: tuple[object, ...] = ()
     is_function = False
     is_result = False
     whole = False
@@ -170,6 +219,11 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
             return NotImplemented if goes_by_reference(obj) else self._reduce_function(obj)
         if kind is CellType and id(obj) in self._cells:
             return cp._make_empty_cell, ()
+        if kind is memoryview:
+            return self._reduce_memoryview(obj)
+        shared = sys.modules.get("repartir.shared")
+        if shared is not None and kind is shared.SharedObject and not self.is_result:
+            return self._refer(shared.object_reference(obj))
         reducer = _REDUCERS.get(kind)
         if reducer is not None:
             return reducer(obj)
@@ -177,7 +231,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
             return self._reduce_class(obj)
         numpy = sys.modules.get("numpy")
         if numpy is not None and issubclass(kind, numpy.ndarray):
-            return self._reduce_array(obj, kind is numpy.ndarray)
+            return self._reduce_array(obj, kind)
         return NotImplemented
 
     def _reduce_function(self, fn: FunctionType) -> Any:
@@ -199,25 +253,48 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
             }
         return make, make_args, (attributes, slots, contents), None, None, set_function_state
 
-    def _reduce_array(self, array: Any, is_exact: bool) -> Any:
+    def _reduce_array(self, array: Any, kind: type) -> Any:
         if self.inherited is not None:
             name = self.inherited.name_of(array)
             if name is not None:
                 return inherited_array, (self.inherited.key, *name)
-        if not is_exact or array.dtype.hasobject:
+        if array.dtype.hasobject:
             return NotImplemented
-        is_large = array.nbytes >= OUT_OF_BAND_BYTES
+        shared = sys.modules.get("repartir.shared")
+        if shared is not None:
+            found = None if self.is_result else shared.reference(array)
+            if found is not None:
+                return self._refer(found)
+            if kind is shared.SharedArray:
+                array = array.view(sys.modules["numpy"].ndarray)
+                kind = type(array)
+        numpy = sys.modules["numpy"]
+        if kind is numpy.memmap:
+            return memmaps.reduce(array) or (arrays.as_memmap, (array.view(numpy.ndarray),))
+        if kind is not numpy.ndarray:
+            return arrays.reduce_subclass(array, kind)
         flags = array.flags
-        # Numpy pickles in band what is not contiguous. A read-only buffer would arrive read-only, but what
-        # arrives is the receiver's own to write.
-        if not flags.writeable or (is_large and not flags.forc):
-            array = array.copy(order="K")
-            if not array.flags.forc:
-                array = array.copy(order="C")
-        if is_large and array.dtype.kind in "mM":
-            # Numpy cannot export dates as a buffer.
-            return _view_as, (array.view("i8"), array.dtype)
-        return array.__reduce_ex__(PROTOCOL)
+        if array.nbytes >= self.threshold:
+            order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
+            # Stands for the elements, whatever their strides, type and flags: see `dump`.
+            buffer = pickle.PickleBuffer(_EMPTY)
+            self.arrays[id(buffer)] = buffer, ArrayBuffer(array, order)
+            return arrays.from_buffer, (buffer, array.dtype, array.shape, order)
+        # A read-only buffer would arrive read-only, but what arrives is the receiver's own to write.
+        return (array if flags.writeable else array.copy(order="K")).__reduce_ex__(PROTOCOL)
+
+    def _refer(self, found: Any) -> Any:
+        self.shared = (*self.shared, found.held)
+        return found.call
+
+    def _reduce_memoryview(self, view: memoryview) -> Any:
+        if view.nbytes >= self.threshold and view.c_contiguous:
+            elements: Any = pickle.PickleBuffer(
+                view.cast("B") if view.ndim != 1 or view.format != "B" else view
+            )
+        else:
+            elements = bytearray(view.tobytes())
+        return arrays.view_of, (elements, view.format, view.shape)
 
     def _reduce_class(self, cls: type) -> Any:
         if cls.__module__ == "builtins":
@@ -257,10 +334,6 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
             inherited = self.inherited or newest_snapshot()
             known = record.definition = record.version, dump_in_band(cls, inherited, whole=True)
         return b"" if self.is_result and len(known[1]) > MAX_RETURNED_DEFINITION else known[1]
-
-
-def _view_as(array: Any, dtype: Any) -> Any:
-    return array.view(dtype)
 
 
 def set_function_state(fn: Any, state: tuple[Any, Any, tuple[Any, ...]]) -> None:

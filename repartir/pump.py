@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
+import os
 import threading
 import weakref
 from collections import deque
@@ -16,24 +18,44 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from repartir import outcome
-from repartir.codec import Encoded, parts_of, split_parts
+from repartir.codec import Encoded, Part, parts_of, split_parts
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.functions import FunctionRef
 from repartir.future import Future
 from repartir.ledger import Ledger, Record
 from repartir.shm.arena import FUNCTION_OWNER, Handle
+from repartir.shm.blocks import when_dead
 from repartir.shm.board import Board, BoardClosed
 from repartir.shm.layout import ANSWER, ANSWER_IN_BLOCK, IN_BLOCK, MEMBER_READY, SLOT_PAYLOAD_BYTES
 from repartir.shm.outbox import records
+from repartir.shm.segment import copy_in_place, discard
 from repartir.states import TaskEvent
 from repartir.worker import FUNCTION, HEAD_BYTES, PIECE
 
 DEFER = 64
 """Under backlog so many submits are posted together."""
 _MOST_AT_ONCE = 256
+_PLACED_A_ROW = 2
 
 TaskFuture = Future[Any]
 TaskRecord = Record[TaskFuture]
+
+
+_with_views: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for pump in list(_with_views):
+        pump.pin_views()
+
+
+def _after_fork() -> None:
+    for pump in list(_with_views):
+        pump.own_views()
+    _with_views.clear()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 class Pump:
@@ -53,6 +75,19 @@ class Pump:
         """What members said of themselves: (row, status, payload)."""
         self.garbage: deque[Handle] = deque()
         """Blocks that finalizers want freed."""
+        self.views: dict[Handle, tuple[int, weakref.ref[Any] | None]] = {}
+        """Blocks of results that arrays of the client lie in: the task word, and (once it is armed) their exporter."""
+        self.dead_views: deque[Handle] = deque()
+        """Those whose last array has died."""
+        self.pinned: set[Handle] = set()
+        """Those that a child of the client may still use."""
+        self.viewed_bytes = 0
+        self.placed: set[int] = set()
+        """Ids of the tasks whose arguments lie in a block."""
+        self.room: deque[Future[Any]] = deque()
+        """Settled when a block was given back."""
+        self.on_full: Callable[[TaskRecord, Sequence[Part]], None] = self.place
+        """What to do with arguments for which shared memory has no room."""
         self.doubtful: deque[TaskRecord] = deque()
         """Tasks whose cancelling was interrupted: the broker's thread finds out what became of them."""
         self.pieces: dict[int, dict[int, bytes]] = {}
@@ -87,11 +122,18 @@ class Pump:
         Raises ``BoardClosed`` when the executor ended meanwhile, ``SharedMemoryFull`` when the function has no room.
         """
         payload: Any = ref.head or self._place_function(ref)
+        keep: object = ref
+        if type(call) is not bytes:
+            keep = ref, call.keep  # type: ignore[union-attr]
+            if not call.buffers:  # type: ignore[union-attr]
+                call = call.meta  # type: ignore[union-attr]
         if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
-            record: TaskRecord = Record(future.task_id, future, payload + call, flags, ref, name)
+            record: TaskRecord = Record(future.task_id, future, payload + call, flags, keep, name)
         else:
-            record = Record(future.task_id, future, payload, flags, ref, name)
-            self._place_arguments(record, parts_of(call))
+            record = Record(future.task_id, future, payload, flags, keep, name)
+            parts = parts_of(call)
+            if not self.place_in_memory(record, parts):
+                self.on_full(record, parts)
         inbox = self.inbox
         inbox.append(record)
         if self.ended:
@@ -105,28 +147,56 @@ class Pump:
         """Put a function where members find it; what comes back begins every call of it."""
         blob = ref.blob
         parts = parts_of(blob)
-        handle = self.board.arena.store(parts, FUNCTION_OWNER)
+        handle = self.board.blocks.store(parts, FUNCTION_OWNER)
         if handle is None:
-            raise no_room(sum(len(part) for part in parts))
+            raise self.no_room(sum(len(part) for part in parts))
         weakref.finalize(ref, self.garbage.append, handle).atexit = False
         ref.head = FUNCTION.pack(ref.key, handle.pack())
         return ref.head
 
-    def _place_arguments(self, record: TaskRecord, parts: Sequence[bytes | memoryview]) -> None:
-        """Copy large arguments to the arena; while that is full they stay in private memory.  May be repeated."""
-        arena = self.board.arena
+    def place(self, record: TaskRecord, parts: Sequence[Part]) -> None:
+        """Copy large arguments to a block; where neither memory nor file has room they stay in private memory.
+
+        May be repeated.
+        """
+        if not self._place(record, parts, self.board.blocks.store):
+            record.block = [bytes(part) for part in parts]
+
+    def place_in_memory(self, record: TaskRecord, parts: Sequence[Part]) -> bool:
+        """Copy large arguments to shared memory; False if that is full."""
+        return self._place(record, parts, self.board.blocks.store_in_memory)
+
+    def _place(
+        self,
+        record: TaskRecord,
+        parts: Sequence[Part],
+        store: Callable[[Sequence[Part], int], Handle | None],
+    ) -> bool:
         try:
-            handle = arena.store(parts, record.word)
+            handle = store(parts, record.word)
             if handle is None:
-                record.block = [bytes(part) for part in parts]
-                return
+                return False
+            self.placed.add(record.task_id)
             record.payload = record.payload[:HEAD_BYTES] + handle.pack()
             record.flags |= IN_BLOCK
             record.block = handle  # last: until then the record does not count as placed
         except BaseException:
             if type(record.block) is not Handle:
-                arena.free_owned(record.word)
+                self.board.blocks.free_owned(record.word)
+                self.placed.discard(record.task_id)
             raise
+        return True
+
+    def room_is_coming(self) -> bool:
+        """Whether so many tasks with blocks are under way that no member idles while another waits for room."""
+        return len(self.placed) >= _PLACED_A_ROW * len(self.board.rows)
+
+    def _tell_of_room(self) -> None:
+        """Some block was given back.  Under ``mutex``."""
+        while self.room:
+            if not self.room[0].settle_alone(None, None):
+                self._hand_to_broker(self.room[0], None, None)
+            self.room.popleft()
 
     def pump(self, drain: bool = True) -> None:
         """Post what can be posted and, with ``drain``, settle what was answered; nothing if another thread does so now."""
@@ -244,14 +314,13 @@ class Pump:
     def _room_for_arguments(self, record: TaskRecord) -> bool:
         """Place what the arena had no room for; when nothing will ever make room the task fails."""
         parts = record.block
-        self._place_arguments(record, parts)
+        self.place(record, parts)
         if type(record.block) is list:
-            if self.garbage:
-                self._sweep()
+            if self._sweep():
                 return self._room_for_arguments(record)
             if self.ledger.records:
                 return False
-            self._hand_to_broker(record.future, None, no_room(sum(len(part) for part in parts)))
+            self._hand_to_broker(record.future, None, self.no_room(sum(len(part) for part in parts)))
         return True
 
     # ---- answers to futures
@@ -263,7 +332,7 @@ class Pump:
             if words[tail_word] != outbox.consumed_tail or words[blocked]:
                 found = True
                 self.drain_row(at)
-        if self.garbage:
+        if self.garbage or self.dead_views:
             self._sweep()
         return found
 
@@ -292,16 +361,15 @@ class Pump:
                 continue
             record = ledger.answered(word)
             if record is None:
-                if status == ANSWER_IN_BLOCK:
-                    board.arena.free(Handle.unpack(payload))
+                if status == ANSWER_IN_BLOCK and (known := Handle.unpack(payload)) not in self.views:
+                    board.blocks.free(known)
                 continue
             handle = None
             if status == ANSWER:
                 result = outcome.decode_outcome(payload)
             elif status == ANSWER_IN_BLOCK:
                 handle = Handle.unpack(payload)
-                meta, *buffers = board.arena.load(handle)
-                result = outcome.decode_outcome(meta, buffers)
+                result = self._decode_block(handle, word)
             elif whole := self._collect(word, payload):
                 meta, *buffers = split_parts(whole)
                 result = outcome.decode_outcome(meta, buffers)
@@ -311,8 +379,8 @@ class Pump:
                 self.settle(record, result.value, None, TaskEvent.ANSWER)
             else:
                 self.settle(record, None, result.exception, TaskEvent.ANSWER)
-            if handle is not None:
-                board.arena.free(handle)
+            if handle is not None and handle not in self.views:
+                board.blocks.free(handle)
         outbox.consumed()
         if board.words[row.blocked]:
             outbox.peek()
@@ -322,6 +390,50 @@ class Pump:
             except BaseException:
                 board.words[row.blocked] = 1
                 raise
+
+    def _decode_block(self, handle: Handle, word: int) -> outcome.Value | outcome.Error:
+        """A result whose arrays lie in their block, which is given back after the last of them has died.
+
+        It gets private copies where views hold half of the memory already, and where an earlier attempt at this answer
+        was interrupted: what that had made of the block may still be alive.
+        """
+        blocks = self.board.blocks
+        seen = self.views.get(handle)
+        if seen is not None or self.viewed_bytes + handle.size > blocks.limit // 2:
+            meta, *copies = blocks.load(handle)
+            if seen == (word, None):
+                self.dead_views.append(handle)
+            return outcome.decode_outcome(meta, copies)
+        view, buffers, exporter = blocks.open(handle)
+        if exporter is not None:
+            self.views[handle] = word, None
+            self.viewed_bytes += handle.size
+            _with_views.add(self)
+            when_dead(exporter, self._view_died, handle, *blocks.extent(handle))
+            self.views[handle] = word, weakref.ref(exporter)
+        return outcome.decode_outcome(view, buffers)
+
+    def _view_died(self, handle: Handle, data: mmap.mmap, start: int, end: int) -> None:
+        """The last array in a block has died.  Called from finalizers, so without locks."""
+        self.dead_views.append(handle)
+        if not self.ended:
+            self._on_news()
+        elif handle not in self.pinned:
+            discard(data, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE)
+
+    def pin_views(self) -> None:
+        """The client forks a child, which has the arrays that it has now: their blocks are not used again."""
+        self.pinned.update(list(self.views))
+
+    def own_views(self) -> None:
+        """In that child: what it writes to them stays its own."""
+        if not self.ended:
+            self.board.blocks.make_private()
+            return
+        for _, ref in list(self.views.values()):
+            exporter = None if ref is None else ref()
+            if exporter is not None:
+                copy_in_place(exporter.__array_interface__["data"][0], exporter.nbytes)
 
     def _collect(self, word: int, payload: bytes) -> bytes | None:
         """Keep a piece of an answer, which may come again after an interruption; the whole of it with the last."""
@@ -347,13 +459,47 @@ class Pump:
         self.pieces.pop(record.word, None)
         block = record.block
         if block is not None and type(block) is Handle:
-            self.board.arena.free(block)
+            self.board.blocks.free(block)
+            self.placed.discard(record.task_id)
+            if self.room:
+                self._tell_of_room()
         self.ledger.close(record, event)
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> bool:
+        """Give back what finalizers left; whether it was anything."""
+        blocks, views, dead, freed = self.board.blocks, self.views, self.dead_views, bool(self.garbage)
         while self.garbage:
-            self.board.arena.free(self.garbage[0])
+            blocks.free(self.garbage[0])
             self.garbage.popleft()
+        for _ in range(len(dead)):
+            handle = dead[0]
+            if handle in views and handle not in self.pinned:
+                if self.ledger.claimant(views[handle][0]) is not None:
+                    dead.rotate(-1)  # not settled yet: the answer will be decoded once more
+                    continue
+                freed = blocks.free(handle) or freed
+                del views[handle]
+                self.viewed_bytes = self.viewed_bytes - handle.size if views else 0
+            dead.popleft()
+        if freed and self.room:
+            self._tell_of_room()
+        return freed
+
+    def no_room(self, size: int) -> SharedMemoryFull:
+        """The error of a payload of ``size`` bytes for which there is no room."""
+        memory, spilled = self.board.blocks.usage()
+        held = ", ".join(
+            f"{what} {memory[nth][1] + spilled[nth][1]:,}"
+            for nth, what in enumerate(
+                ("arguments of tasks", "results", "arguments that workers kept", "functions")
+            )
+        )
+        return SharedMemoryFull(
+            f"no room for {size:,} bytes: shared memory may take {self.board.blocks.limit:,} bytes and the folder for "
+            f"temporary files has no room either. Held now: {held} (of the results {self.viewed_bytes:,} by arrays that "
+            "this program keeps). Submit smaller arguments, drop results that are not needed, or give more room "
+            "(docker run --shm-size=1g; REPARTIR_SHM_DIR; TMPDIR for what spills)."
+        )
 
     # ---- on demand
 
@@ -437,17 +583,17 @@ class Pump:
             for record in pending:
                 self._hand_to_broker(record.future, None, make_error())
                 self.forget(record, TaskEvent.FAIL)
+            self._tell_of_room()
             self.let_go()
+
+    def keep_views_only(self) -> None:
+        """No member lives any more: what arrays of the client lie in stays, all other memory goes."""
+        with self.mutex, contextlib.suppress(InternalError):  # what cannot be read goes with the ring
+            self._sweep()
+            if self.views:
+                self.board.blocks.keep_only(self.views)
 
     def let_go(self) -> None:
         """Nothing is pumped any more, and nothing here keeps the memory mapped.  Takes no lock."""
         self.ended = True
         self._sources = []
-
-
-def no_room(size: int) -> SharedMemoryFull:
-    """The error of a payload of ``size`` bytes that the arena will never take."""
-    return SharedMemoryFull(
-        f"no room for {size:,} bytes in shared memory. Submit smaller arguments, or give more shared memory "
-        "(docker run --shm-size=1g; REPARTIR_SHM_DIR)."
-    )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 from repartir import mapping, worker
+from repartir.codec import encode_value, parts_of
 from repartir.future import Future
 
 P = ParamSpec("P")
@@ -31,6 +32,9 @@ class SerialExecutor(concurrent.futures.Executor):
         *,
         max_tasks_per_child: int | None = None,
         name: str | None = None,
+        out_of_band: int | str | None = None,
+        shm_limit: int | str | None = None,
+        shm_timeout: float | None = None,
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
@@ -79,6 +83,10 @@ class SerialExecutor(concurrent.futures.Executor):
         ahead = None if buffersize is None else buffersize * (chunksize or 1)
         return self._each(fn, deque(itertools.islice(items, ahead)), items, until)
 
+    def share(self, value: Any, *, writable: bool = False) -> Any:
+        """As `Executor.share`: for any executor."""
+        return share(value, writable=writable)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; none is ever pending."""
         self._shut = True
@@ -105,6 +113,17 @@ class SerialExecutor(concurrent.futures.Executor):
             taken.extend(itertools.islice(items, 1))
             yield value
             del value
+
+
+def share(value: Any, *, writable: bool = False) -> Any:
+    """A `SharedArray` or `SharedObject` of ``value``; see `Executor.share`."""
+    from repartir import shared
+
+    if shared.is_plain_array(value):
+        return shared.from_array(value, writable=writable)
+    if isinstance(value, shared.SharedObject):
+        return value
+    return shared.share_object(value, parts_of(encode_value(value, what="the object to share")))
 
 
 def current_executor() -> SerialExecutor:

@@ -9,16 +9,19 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections import deque as Deque  # noqa: N812 - `deque` means a task deque here
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from repartir import outcome
 from repartir.bindings import publish
-from repartir.codec import decode, join_parts, parts_of
+from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
+from repartir.shm.blocks import when_dead
 from repartir.shm.board import Board, ClientSleep, Kind, MemberState
 from repartir.shm.deque import Entry, TaskDeque
 from repartir.shm.layout import (
@@ -58,6 +61,8 @@ class MemberSettings:
     """How many members may look for work awake at a time."""
     inherited: InheritedArrays | None
     """Arrays that members have by fork: held here, so that references to them resolve."""
+    out_of_band: int = OUT_OF_BAND_BYTES
+    """Bytes from which on a buffer of a result travels beside the pickle."""
 
 
 class Worker:
@@ -80,6 +85,12 @@ class Worker:
             (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
         ]
         self._pid = os.getpid()
+        self._opened: tuple[Handle, weakref.ref[Any]] | None = None
+        """The block in which the arguments of the task lie, and what their arrays keep alive."""
+        self._dead: Deque[Handle] = Deque()
+        """Blocks whose arrays outlived their task, and have died by now."""
+        self._has_forked = False
+        """Some task has forked a child, which has the arrays that this process had then."""
 
     def run(self) -> None:
         """Serve tasks until the executor closes or this worker has run its share."""
@@ -97,6 +108,8 @@ class Worker:
                 break
             self.run_one(entry)
             del entry
+            if self._dead:
+                self._free_dead()
             left -= 1
         self._words[self._row.state] = MemberState.RETIRED
 
@@ -127,25 +140,47 @@ class Worker:
 
     def answer(self, word: int, result: outcome.Value | outcome.Error) -> None:
         """Publish a task's outcome, then let go of the claim."""
-        body = outcome.encode_outcome(result)
+        body = outcome.encode_outcome(result, self._settings.out_of_band)
+        result.forget()  # the caller still has it; its arrays may lie in the block of the arguments
         if type(body) is bytes and len(body) <= self._largest_bytes:
+            self._close_arguments()
             self._send(word, ANSWER, body)
         else:
-            self._send_large(word, parts_of(body))
+            parts = parts_of(body)
+            del body
+            self._send_large(word, parts)
         self._words[self._row.claim] = 0
+
+    def _close_arguments(self) -> None:
+        """Before the answer, which gives the client the block back: keep it if an array in it is still in use."""
+        if self._opened is None:
+            return
+        (handle, ref), self._opened = self._opened, None
+        exporter = ref()
+        if self._has_forked:
+            self._board.blocks.keep(handle, self._index)  # until this process ends
+        elif exporter is not None:
+            self._board.blocks.keep(handle, self._index)
+            when_dead(exporter, self._dead.append, handle)
+
+    def _free_dead(self) -> None:
+        """Give back what was kept, unless a child process that a task has forked may still use it."""
+        while self._dead:
+            if not self._has_forked:
+                self._board.blocks.free(self._dead[0], kept=True)
+            self._dead.popleft()
 
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
         try:
             key, function_block = FUNCTION.unpack_from(payload)
             fn = self._functions.get(key)
             if fn is None:
-                meta, *parts = self._board.arena.load(Handle.unpack(function_block))
+                meta, *parts = self._board.blocks.load(Handle.unpack(function_block))
                 fn = self._functions.put(key, bytes(meta), parts)
-            buffers: list[bytearray] = []
-            call: Any = payload[HEAD_BYTES:]
             if flags & IN_BLOCK:
-                call, *buffers = self._board.arena.load(Handle.unpack(call))
-            args, kwargs = decode(call, buffers)
+                args, kwargs = self._decode_in_place(Handle.unpack(payload[HEAD_BYTES:]))
+            else:
+                args, kwargs = decode(payload[HEAD_BYTES:])
         except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
             return outcome.caught(exc)
         if flags & CALL_MANY:
@@ -154,12 +189,30 @@ class Worker:
             return outcome.capture(call_each, (fn, args), {})
         return outcome.capture(fn, args, kwargs)
 
-    def _send_large(self, word: int, parts: Sequence[bytes | memoryview]) -> None:
-        """Publish a block; in pieces through the outbox where the arena has no room, so that nobody waits for room."""
-        handle = self._board.arena.store(parts, word | RESULT)
+    def _decode_in_place(self, handle: Handle) -> Any:
+        """The arguments in a block: no other task has it, so their arrays lie there and are this task's own to write.
+
+        In a process whose tasks fork children they are copied, lest each such task costs a block.
+        """
+        if self._has_forked:
+            copy, *buffers = self._board.blocks.load(handle)
+            return decode(copy, buffers)
+        opened = self._board.blocks.open(handle)
+        if opened.exporter is not None:
+            self._opened = handle, weakref.ref(opened.exporter)
+        return decode(opened.meta, opened.buffers)
+
+    def _send_large(self, word: int, parts: list[Part]) -> None:
+        """Publish a block; in pieces through the outbox where no block is to be had, so that nobody waits for room.
+
+        Empties `parts`.
+        """
+        handle = self._board.blocks.store(parts, word | RESULT)
+        whole = b"" if handle is not None else join_parts(parts)
+        parts.clear()
+        self._close_arguments()
         if handle is not None:
             return self._send(word, ANSWER_IN_BLOCK, handle.pack())
-        whole = join_parts(parts)
         size = self._largest_bytes - PIECE.size
         count = -(-len(whole) // size)
         for index in range(count):
@@ -204,6 +257,7 @@ class Worker:
                     parking.stop_spinning(index)
                     self._pass_on()
                     return entry
+            self._tidy()
             parking.announce(index)
             if (
                 any(not deque.is_empty() for deque in (self._lane, self._spawn, *self._victims))
@@ -217,6 +271,13 @@ class Worker:
             if entry is not None or board.closing:
                 self._pass_on()
                 return entry
+
+    def _tidy(self) -> None:
+        """Before sleep: keep nothing that others wait for."""
+        self._free_dead()
+        shared = sys.modules.get("repartir.shared")
+        if shared is not None:
+            shared.drop_freed()
 
     def _pass_on(self) -> None:
         """A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever
@@ -249,6 +310,14 @@ class Worker:
         indices = [(self._index + step) % count for step in range(1, count)]
         same = [index for index in indices if self._words[board.rows[index].kind] == kind]
         return [deque for index in same for deque in (board.lanes[index], board.spawns[index])]
+
+    def before_fork(self) -> None:
+        """A task forks a child, which has the arrays of this process: the blocks in which they lie are not used again."""
+        self._has_forked = True
+
+    def after_fork(self) -> None:
+        """In that child: what it writes stays its own."""
+        self._board.blocks.make_private()
 
     def _initialize(self) -> bool:
         if self._settings.initializer is None:
@@ -311,6 +380,19 @@ def _stopped(values: list[Any], exc: BaseException) -> Stopped:
 
 
 _current: Worker | None = None
+
+
+def _before_fork() -> None:
+    if _current is not None:
+        _current.before_fork()
+
+
+def _after_fork() -> None:
+    if _current is not None:
+        _current.after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 def current() -> Worker | None:

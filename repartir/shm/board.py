@@ -11,15 +11,20 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
-from repartir.errors import InternalError
+from repartir.errors import InternalError, SharedMemoryFull
 from repartir.shm import layout
 from repartir.shm.arena import Arena, arena_limit
+from repartir.shm.blocks import BlockStore
 from repartir.shm.deque import TaskDeque
 from repartir.shm.layout import WORD, RingLayout
 from repartir.shm.lock import Lock, LockFactory, nothing_to_repair, robust_mutex_works
 from repartir.shm.outbox import Outbox
 from repartir.shm.parking import ParkingLot, Semaphore
-from repartir.shm.segment import Segment, open_unlinked, shm_dir
+from repartir.shm.segment import Segment, open_unlinked, shm_dir, spill_dir
+
+_ARENA_LOCKS = 1 << 40
+"""Bytes of the lock file (where there is one) that stand for the arenas' locks lie from here on."""
+_LARGEST_OVERFLOW = 1 << 40
 
 
 class Kind(enum.IntEnum):
@@ -73,10 +78,12 @@ class BoardClosed(InternalError):  # noqa: N818
 
 
 class Board:
-    """Rows, deques, outboxes, parking lot and arena of one ring.  Closed, it has none: ``BoardClosed``."""
+    """Rows, deques, outboxes, parking lot and blocks of one ring.  Closed, it has none: ``BoardClosed``."""
 
-    def __init__(self, ring: Segment, arena: Segment, shape: RingLayout, lock_fd: int | None) -> None:
-        self.segments = (ring, arena)
+    def __init__(
+        self, ring: Segment, arenas: Sequence[Segment], shape: RingLayout, lock_fd: int | None
+    ) -> None:
+        self.segments = (ring, *arenas)
         self.shape = shape
         self.lock_fd = lock_fd
         self.words = ring.words
@@ -95,36 +102,52 @@ class Board:
             self._deque(shape.spawn(index), shape.spawn_capacity, make, claims) for index in range(shape.rows)
         ]
         self.outboxes = [self._outbox(shape.outbox(index), make) for index in range(shape.rows)]
-        arena_lock = LockFactory(arena, lock_fd, first_byte=1 << 40)(layout.A_LOCK, layout.A_DIRTY_W)
-        self.arena = Arena(arena, arena_lock)
+        self.blocks = BlockStore(
+            [
+                Arena(
+                    arena,
+                    LockFactory(arena, lock_fd, first_byte=_ARENA_LOCKS << place)(
+                        layout.A_LOCK, layout.A_DIRTY_W
+                    ),
+                    place,
+                )
+                for place, arena in enumerate(arenas)
+            ],
+            arenas,
+        )
 
     @classmethod
-    def create(cls, rows: int) -> Board:
-        """Make the segments of a ring for ``rows`` members.  Raises ``SharedMemoryFull``."""
+    def create(cls, rows: int, limit: int | None = None) -> Board:
+        """Make the segments of a ring for ``rows`` members, whose blocks take at most ``limit`` bytes of shared memory.
+
+        Raises ``SharedMemoryFull``.
+        """
         shape = RingLayout(rows)
-        limit = arena_limit()
+        limit = arena_limit() if limit is None else min(limit, arena_limit())
         with contextlib.ExitStack() as undo:
             ring = Segment.create(shape.total_bytes)
             undo.callback(ring.close)
             arena = Segment.create(limit, reserved=layout.ARENA_HEADER_BYTES)
             undo.callback(arena.close)
+            overflow = _overflow()
+            undo.callback(overflow.close)
             lock_fd = None
             if not robust_mutex_works():
                 lock_fd = open_unlinked(shm_dir())
                 undo.callback(os.close, lock_fd)
-            board = cls(ring, arena, shape, lock_fd)
+            board = cls(ring, (arena, overflow), shape, lock_fd)
             board._format()
             undo.pop_all()
         return board
 
     @classmethod
-    def attach(cls, ring_fd: int, arena_fd: int, lock_fd: int | None) -> Board:
+    def attach(cls, ring_fd: int, arena_fds: Sequence[int], lock_fd: int | None) -> Board:
         """Map the segments of a ring whose descriptors were passed to this process."""
-        ring, arena = Segment.attach(ring_fd), Segment.attach(arena_fd)
+        ring, arenas = Segment.attach(ring_fd), [Segment.attach(fd) for fd in arena_fds]
         shape = _shape_of(ring)
-        if shape is None or arena.words[layout.A_MAGIC] != layout.ARENA_MAGIC:
+        if shape is None or any(arena.words[layout.A_MAGIC] != layout.ARENA_MAGIC for arena in arenas):
             raise InternalError("the segment passed is no ring of this version of Repartir")
-        return cls(ring, arena, shape, lock_fd)
+        return cls(ring, arenas, shape, lock_fd)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -171,14 +194,16 @@ class Board:
 
     def _locks(self) -> list[Lock]:
         deques = [deque.lock for deque in (*self.lanes, *self.spawns)]
-        return [self._parking_lock, self.arena.lock, *deques, *(outbox.lock for outbox in self.outboxes)]
+        arenas = [arena.lock for arena in self.blocks.arenas]
+        return [self._parking_lock, *arenas, *deques, *(outbox.lock for outbox in self.outboxes)]
 
     def _format(self) -> None:
         for lock in self._locks():
             lock.create()
         for semaphore in self.semaphores:
             semaphore.create()
-        self.arena.create()
+        for arena in self.blocks.arenas:
+            arena.create()
         words = self.words
         words[layout.H_ROWS] = self.shape.rows
         words[layout.H_VERSION] = layout.VERSION
@@ -193,6 +218,16 @@ class Board:
         ring = self.segments[0]
         lock = make(base, base // WORD + layout.O_DIRTY_W)
         return Outbox(ring.words, ring.data, base, self.shape.outbox_bytes, lock)
+
+
+def _overflow() -> Segment:
+    """The segment for blocks that find no room in shared memory; without room for any where there is no folder for it."""
+    folder = spill_dir()
+    try:
+        limit = min(arena_limit(folder), _LARGEST_OVERFLOW)
+        return Segment.create(limit, reserved=layout.ARENA_HEADER_BYTES, folder=folder)
+    except SharedMemoryFull:
+        return Segment.create(layout.ARENA_HEADER_BYTES)
 
 
 def _shape_of(ring: Segment) -> RingLayout | None:

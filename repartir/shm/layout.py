@@ -50,13 +50,14 @@ RECORD_HEADER_BYTES = 16
 
 ARENA_MAGIC = 0x52455041_4152454E
 ARENA_HEADER_BYTES = 4096
-A_MAGIC, A_LIMIT, A_RESERVED, A_CARVED = range(4)
+A_MAGIC, A_LIMIT, A_RESERVED, A_CARVED, A_GENERATION, A_STALE, A_FREE_BYTES = range(7)
 A_LOCK = 64  # byte offset
 A_DIRTY_W = 16
+A_LISTED_W = 24  # one bit a size class: its free list is not empty
 A_FREE_W = 32  # heads of the free lists, one a size class
-A_CLASSES = 200
+A_CLASSES = 296
 BLOCK_HEADER_BYTES = 64
-B_OWNER, B_GENERATION, B_CLASS, B_NEXT = range(4)
+B_OWNER, B_GENERATION, B_SIZE, B_BACKED, B_NEXT = range(5)
 
 # The status of an outbox record.  IN_BLOCK: a handle; PIECE: which piece of how many, and its bytes.
 ANSWER, ANSWER_IN_BLOCK, ANSWER_PIECE, MEMBER_READY, MEMBER_BROKEN = range(5)

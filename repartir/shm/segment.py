@@ -11,14 +11,22 @@ import errno
 import mmap
 import os
 import sys
+import weakref
 from typing import Any
 
 from repartir.errors import SharedMemoryFull
+from repartir.shm.clib import releasing_gil
+
+_MAP_FIXED = 0x10
 
 _REMEDY = (
     "Give the container more shared memory (docker run --shm-size=1g), free what lies there, "
     "or set REPARTIR_SHM_DIR to a folder on another file system."
 )
+
+
+freed_listeners: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Told by ``on_shared_freed()`` that a segment which other processes may have mapped is of no use any more."""
 
 
 def shm_dir() -> str:
@@ -31,6 +39,11 @@ def shm_dir() -> str:
     import tempfile
 
     return tempfile.gettempdir()
+
+
+def spill_dir() -> str:
+    """The folder that holds what finds no room in shared memory: ``TMPDIR``, else /tmp."""
+    return os.environ.get("TMPDIR") or "/tmp"
 
 
 def open_unlinked(folder: str) -> int:
@@ -74,6 +87,39 @@ def reserve(fd: int, offset: int, size: int) -> None:
             ) from exc
 
 
+def discard(data: mmap.mmap, start: int, end: int) -> int:
+    """Give the memory of whole pages of a mapping back to the system; how many bytes it was.  Takes no lock."""
+    if not hasattr(mmap, "MADV_REMOVE") or end <= start:
+        return 0
+    try:
+        data.madvise(mmap.MADV_REMOVE, start, end - start)
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that cannot
+            raise
+        return 0
+    return end - start
+
+
+def copy_in_place(address: int, size: int) -> None:
+    """Give this process its own copy of the pages in which these bytes lie, at the same address."""
+    first = address & -mmap.PAGESIZE
+    length = -(-(address + size) // mmap.PAGESIZE) * mmap.PAGESIZE - first
+    content = ctypes.string_at(first, length)
+    if _map_over(first, length, -1):
+        ctypes.memmove(first, content, length)
+
+
+def _map_over(address: int, size: int, fd: int) -> bool:
+    """Replace a mapping by a private one of the same file, or (-1) of zeros."""
+    if sys.platform != "linux":
+        return False
+    mmap_ = releasing_gil().mmap
+    mmap_.restype = ctypes.c_void_p
+    mmap_.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *([ctypes.c_int] * 3), ctypes.c_long]
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
+    return bool(mmap_(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) == address)
+
+
 class Segment:
     """``size`` bytes of shared memory: ``words`` and ``data`` are two views of them.
 
@@ -89,9 +135,12 @@ class Segment:
         self.words = memoryview(self.data).cast("Q")
 
     @classmethod
-    def create(cls, size: int, *, reserved: int | None = None) -> Segment:
-        """Make a segment, of which the first ``reserved`` bytes (all by default) are backed by memory at once."""
-        folder = shm_dir()
+    def create(cls, size: int, *, reserved: int | None = None, folder: str | None = None) -> Segment:
+        """Make a segment in ``folder``, by default that for shared memory.
+
+        Its first ``reserved`` bytes (all by default) are backed by memory at once.
+        """
+        folder = folder or shm_dir()
         try:
             fd = open_unlinked(folder)
         except OSError as exc:
@@ -115,6 +164,18 @@ class Segment:
     def pointer(self, offset: int) -> Any:
         """The address of a byte, as an argument for the C library; keeps the mapping alive."""
         return ctypes.byref(ctypes.c_char.from_buffer(self.data, offset))
+
+    def discard(self, start: int, end: int) -> int:
+        """Give the memory of whole pages back to the system; they read as zeros.  How many bytes it was."""
+        return discard(self.data, start, end)
+
+    def make_private(self) -> None:
+        """From now on this process alone sees what it writes here, and what it has not touched may still change.
+
+        For a forked child: its views of the memory stay where they are.
+        """
+        if self.fd >= 0:
+            _map_over(ctypes.addressof(ctypes.c_char.from_buffer(self.data)), self.size, self.fd)
 
     def close(self) -> None:
         """Close the descriptor; the mapping lives on until its last view dies."""

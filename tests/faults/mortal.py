@@ -156,9 +156,9 @@ def bring_up(fate: Fate) -> None:
     assert worker is not None
     board, mortal = worker._board, Mortal(worker, fate)
     ring: Any = RingWords(board.words, mortal)
-    arena: Any = ArenaWords(board.arena._words, mortal)
+    arena: Any = ArenaWords(board.blocks.arenas[0]._words, mortal)
     worker._words = board.words = board.parking._words = ring
-    board.arena._words = arena
+    board.blocks.arenas[0]._words = arena
     for structure in (*board.lanes, *board.spawns, *board.outboxes):
         structure._words = ring
 

@@ -50,7 +50,8 @@ def make_board(world: World, rows: int) -> Board:
     shape = RingLayout(rows, capacity=4, spawn_capacity=4, outbox_bytes=256)
     arena = world.segment(ARENA_BYTES, "arena")
     segment = world.segment(shape.total_bytes, "ring")
-    board = Board(segment, arena, shape, None)  # type: ignore[arg-type]
+    overflow = world.segment(layout.ARENA_HEADER_BYTES, "overflow")
+    board = Board(segment, (arena, overflow), shape, None)  # type: ignore[arg-type]
     board._format()
     arena.raw[layout.A_RESERVED] = ARENA_BYTES
     words = segment.words
@@ -80,7 +81,7 @@ class RingWorker(Worker):
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
         task = payload[0]
         if flags & IN_BLOCK:
-            (content,) = self._board.arena.load(Handle.unpack(payload[1:]))
+            (content,) = self._board.blocks.load(Handle.unpack(payload[1:]))
             assert content == bytes([task]) * 300, f"the arguments of task {task} were overwritten"
         self.ran.append(task)
         return outcome.Value(bytes([task]) * 100 if task % 2 == 0 else task)
@@ -106,7 +107,7 @@ class Client:
         future = self.futures[task] = []
         record = Record(task, future, bytes([task]), 0, None, None)
         if in_block:
-            record.block = self.board.arena.store([bytes([task]) * 300], record.word)
+            record.block = self.board.blocks.store([bytes([task]) * 300], record.word)
             record.payload += record.block.pack()
             record.flags = IN_BLOCK
         self.inbox.append(record)
@@ -130,14 +131,14 @@ class Client:
             record = self.ledger.answered(word)
             if record is None:
                 if status == ANSWER_IN_BLOCK:
-                    self.board.arena.free(Handle.unpack(payload))
+                    self.board.blocks.free(Handle.unpack(payload))
                 continue
             if status == ANSWER_IN_BLOCK:
                 handle = Handle.unpack(payload)
-                meta, *buffers = self.board.arena.load(handle)
+                meta, *buffers = self.board.blocks.load(handle)
                 result = outcome.decode_outcome(meta, buffers)
                 self.settle(record, result, TaskEvent.ANSWER)
-                self.board.arena.free(handle)
+                self.board.blocks.free(handle)
             else:
                 self.settle(record, outcome.decode_outcome(payload), TaskEvent.ANSWER)
         outbox.consumed()
@@ -145,7 +146,7 @@ class Client:
     def settle(self, record: Record[list[Any]], result: object, event: TaskEvent) -> None:
         record.future.append(result)
         if record.block is not None:
-            self.board.arena.free(record.block)
+            self.board.blocks.free(record.block)
         self.ledger.close(record, event)
 
     def recover(self, at: int, steps: str = "drain repair judge free reset wake") -> None:
@@ -163,7 +164,7 @@ class Client:
             elif step == "free":
                 claim = claim or board.words[row.claim]
                 if claim:
-                    board.arena.free_owned(claim | RESULT)
+                    board.blocks.free_owned(claim | RESULT)
             elif step == "reset":
                 board.reset_row(at)
             elif step == "wake":
@@ -203,8 +204,8 @@ class Client:
         for it in (*board.lanes, *board.spawns, *board.outboxes):
             it.check()
             assert it.lock.owner is None  # type: ignore[attr-defined]
-        board.arena.check()
-        assert board.arena.used() == (0, 0), "blocks are left"
+        board.blocks.arenas[0].check()
+        assert board.blocks.used() == (0, 0), "blocks are left"
         for row in board.rows:
             assert board.words[row.claim] == 0, f"row {row.index} still claims {board.words[row.claim]:x}"
         world.no_lock_held()

@@ -541,7 +541,7 @@ def check_arena(ex: repartir.Executor) -> None:
     from repartir.shm.arena import FUNCTION_OWNER
     from repartir.shm.layout import B_OWNER
 
-    arena = ex._broker.board.arena
+    arena = ex._broker.board.blocks.arenas[0]
     deadline = time.monotonic() + 5
     while True:
         ex.submit(echo, 0).result(LIMIT_S)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from repartir.codec import Encoded, InheritedArrays, decode, encode_call
+from repartir.codec import Encoded, InheritedArrays, decode, encode_call, parts_of, raw
 from repartir.functions import FunctionCache, FunctionTable
 from repartir.outcome import Error, Value, capture, decode_outcome, encode_outcome
 
@@ -93,7 +93,7 @@ def serve(calls: int, outcomes: int) -> None:
 
 
 def _frames(part: bytes | Encoded) -> list[Any]:
-    return [part.meta, *part.buffers] if isinstance(part, Encoded) else [part]
+    return [raw(each) for each in parts_of(part)]
 
 
 def _write(fd: int, frames: list[Any]) -> None:

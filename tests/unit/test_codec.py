@@ -27,7 +27,7 @@ from repartir.errors import TaskNotSerializable
 def travel(encoded: Encoded | bytes) -> Any:
     if isinstance(encoded, bytes):
         return decode(encoded)
-    return decode(encoded.meta, [bytearray(buffer) for buffer in encoded.buffers])
+    return decode(encoded.meta, [bytearray(bytes(buffer)) for buffer in encoded.buffers])
 
 
 ATOM = (
@@ -123,7 +123,7 @@ def test_large_arrays_travel_beside_the_pickle_and_are_writable(array: Any) -> N
     encoded = encode_call((1, array), {})
     assert isinstance(encoded, Encoded)
     assert len(encoded.meta) < 1_000
-    assert sum(buffer.nbytes for buffer in encoded.buffers) == array.nbytes
+    assert sum(map(len, encoded.buffers)) == array.nbytes
     assert encoded.size_bytes == len(encoded.meta) + array.nbytes
     (_, copy), _ = travel(encoded)
     np.testing.assert_array_equal(copy, array)
@@ -133,12 +133,12 @@ def test_large_arrays_travel_beside_the_pickle_and_are_writable(array: Any) -> N
     copy[0] = copy[1]
 
 
-def test_buffers_are_flat_views_of_the_object_itself() -> None:
+def test_buffers_are_those_of_the_object_itself() -> None:
     array = LARGE.copy()
     encoded = encode_value(array)
     assert isinstance(encoded, Encoded)
     (buffer,) = encoded.buffers
-    assert (buffer.format, buffer.ndim, buffer.nbytes) == ("B", 1, array.nbytes)
+    assert len(buffer) == array.nbytes
     array[0, 0] = -1
     assert travel(encoded)[0, 0] == -1
     assert "1 buffers" in repr(encoded)
@@ -153,7 +153,7 @@ def test_the_threshold_is_exact(extra: int, is_beside: bool) -> None:
 def test_the_same_array_twice_is_one_buffer_and_one_object() -> None:
     encoded = encode_value([LARGE, LARGE, LARGE[:2]])
     assert isinstance(encoded, Encoded)
-    assert [buffer.nbytes for buffer in encoded.buffers] == [LARGE.nbytes, LARGE.nbytes // 2]
+    assert [len(buffer) for buffer in encoded.buffers] == [LARGE.nbytes, LARGE.nbytes // 2]
     one, two, _ = travel(encoded)
     assert one is two
 

@@ -52,7 +52,9 @@ def dynamic(source: str, **names: Any) -> dict[str, Any]:
 
 def load(ref: FunctionRef) -> Callable[..., Any]:
     if isinstance(ref.blob, Encoded):
-        return FunctionCache().put(ref.key, ref.blob.meta, [bytearray(part) for part in ref.blob.buffers])
+        return FunctionCache().put(
+            ref.key, ref.blob.meta, [bytearray(bytes(part)) for part in ref.blob.buffers]
+        )
     return FunctionCache().put(ref.key, ref.blob)
 
 

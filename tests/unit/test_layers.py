@@ -20,15 +20,15 @@ PACKAGE = "repartir"
 LAYERS = f"""
     errors
     task
-    shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox shm.arena shm.board shm
-    classes inherited bindings pickler diagnosis
+    shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox shm.arena shm.blocks shm.board shm
+    classes inherited bindings arrays memmaps shared pickler diagnosis
     codec fingerprint heavy functions
     portable outcome
     future
     command
     hygiene environment worker nursery
     states ledger pump
-    supervisor members broker
+    stats supervisor members broker
     mapping serial executor
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net

@@ -25,7 +25,7 @@ def settle(outcome: Value | Error) -> Value | Error:
     encoded = encode_outcome(outcome)
     if isinstance(encoded, bytes):
         return decode_outcome(encoded)
-    return decode_outcome(encoded.meta, [bytearray(buffer) for buffer in encoded.buffers])
+    return decode_outcome(encoded.meta, [bytearray(bytes(buffer)) for buffer in encoded.buffers])
 
 
 def raised(exception: BaseException) -> Error:

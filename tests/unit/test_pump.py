@@ -86,7 +86,7 @@ def test_an_interrupted_post_and_a_repost_lose_no_task(pump: Pump, monkeypatch: 
 
 def test_garbage_makes_room_at_once(pump: Pump) -> None:
     """Nobody else would look again: no task is under way."""
-    handle = pump.board.arena.store([bytes(700_000)], 12345)
+    handle = pump.board.blocks.store([bytes(700_000)], 12345)
     assert handle is not None
     pump.garbage.append(handle)
     submit(pump, b"x" * 600_000)

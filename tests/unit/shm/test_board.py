@@ -49,10 +49,10 @@ def use_all(board: Board) -> None:
         board.parking.announce(index)
         assert board.parking.wake() == 1
         assert board.semaphores[index].wait(0)
-    handle = board.arena.store([b"block"], 1)
+    handle = board.blocks.store([b"block"], 1)
     assert handle is not None
-    assert board.arena.load(handle) == [b"block"]
-    board.arena.free(handle)
+    assert board.blocks.load(handle) == [b"block"]
+    board.blocks.free(handle)
 
 
 def test_new_board_is_empty(board: Board) -> None:
@@ -68,7 +68,7 @@ def test_new_board_is_empty(board: Board) -> None:
         assert not board.outboxes[index].has_news()
         assert not board.semaphores[index].wait(0)
     assert not board.parking.anyone_idle()
-    assert board.arena.used() == (0, 0)
+    assert board.blocks.used() == (0, 0)
     assert not board.closing
     assert board.words[layout.H_CLIENT_SLEEP] == ClientSleep.AWAKE
 
@@ -76,8 +76,8 @@ def test_new_board_is_empty(board: Board) -> None:
 def test_locks_are_of_the_kind_that_works_here(board: Board) -> None:
     kind = PthreadLock if board.lock_fd is None else FcntlLock
     assert {type(lock) for lock in board._locks()} == {kind}
-    assert len(board._locks()) == 2 + 3 * ROWS
-    assert len(board.descriptors()) == (2 if kind is PthreadLock else 3)
+    assert len(board._locks()) == 3 + 3 * ROWS
+    assert len(board.descriptors()) == (3 if kind is PthreadLock else 4)
 
 
 def test_every_structure_works(board: Board) -> None:
@@ -95,17 +95,17 @@ def test_flags(board: Board) -> None:
 
 def test_fresh_interpreter_attaches(board: Board) -> None:
     board.lanes[1].push_tail([(77, b"payload", 0)])
-    handle = board.arena.store([b"block"], 5)
+    handle = board.blocks.store([b"block"], 5)
     assert handle is not None
-    ring, arena, *lock = board.descriptors()
+    ring, memory, overflow, *lock = board.descriptors()
     source = f"""
 from repartir.shm.arena import Handle
 from repartir.shm.board import Board
 from tests.unit.shm.test_board import use_all
-board = Board.attach({ring}, {arena}, {lock[0] if lock else None})
+board = Board.attach({ring}, ({memory}, {overflow}), {lock[0] if lock else None})
 assert len(board.rows) == {ROWS}
 assert board.lanes[1].pop_head(board.rows[2].claim) == (77, b"payload", 0)
-assert board.arena.load(Handle.unpack({handle.pack()!r})) == [b"block"]
+assert board.blocks.load(Handle.unpack({handle.pack()!r})) == [b"block"]
 board.words[board.rows[2].claim] = 0
 use_all(board)
 board.lanes[0].push_tail([(78, b"back", 0)])
@@ -120,8 +120,8 @@ board.lanes[0].push_tail([(78, b"back", 0)])
     )
     assert board.lanes[0].pop_head(board.rows[0].claim) == (78, b"back", 0)
     board.words[board.rows[0].claim] = 0
-    assert board.arena.free(handle)
-    assert board.arena.used() == (0, 0)
+    assert board.blocks.free(handle)
+    assert board.blocks.used() == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ board.lanes[0].push_tail([(78, b"back", 0)])
 )
 def test_other_segments_are_refused(board: Board, word: int, value: int) -> None:
     board.words[word] = value
-    ring, arena, *_ = board.descriptors()
+    ring, *arenas = board.descriptors()[:3]
     with pytest.raises(InternalError, match="no ring of this version"):
-        Board.attach(ring, arena, board.lock_fd)
+        Board.attach(ring, arenas, board.lock_fd)
 
 
 @pytest.mark.parametrize("size", [8, 4096])
@@ -147,14 +147,14 @@ def test_segment_that_is_too_small_is_refused(board: Board, size: int) -> None:
     small = Segment.create(size)
     small.words[0] = layout.MAGIC
     with pytest.raises(InternalError, match="no ring of this version"):
-        Board.attach(small.fd, board.descriptors()[1], board.lock_fd)
+        Board.attach(small.fd, board.descriptors()[1:3], board.lock_fd)
     small.close()
 
 
 def test_other_arenas_are_refused(board: Board) -> None:
     ring = board.descriptors()[0]
     with pytest.raises(InternalError, match="no ring of this version"):
-        Board.attach(ring, ring, board.lock_fd)
+        Board.attach(ring, [ring, ring], board.lock_fd)
 
 
 def test_row_is_made_ready_for_a_successor(board: Board) -> None:
@@ -203,7 +203,7 @@ def test_closing_frees_the_memory_at_once(board: Board) -> None:
     gc.disable()
     try:
         board.close()
-        assert [mapping() for mapping in mappings] == [None, None]
+        assert [mapping() for mapping in mappings] == [None, None, None]
     finally:
         gc.enable()
 
@@ -217,18 +217,18 @@ def test_views_outlive_the_board(board: Board) -> None:
 
 
 @pytest.mark.parametrize("works", [True, False])
-@pytest.mark.parametrize("failing", ["ring", "arena"])
+@pytest.mark.parametrize("failing", ["ring", "arena", "overflow"])
 def test_failed_creation_leaves_no_descriptor(
     monkeypatch: pytest.MonkeyPatch, works: bool, failing: str
 ) -> None:
     really = Segment.create
     sizes: list[int] = []
 
-    def full(size: int, *, reserved: int | None = None) -> Segment:
+    def full(size: int, *, reserved: int | None = None, folder: str | None = None) -> Segment:
         sizes.append(size)
-        if len(sizes) == ["ring", "arena"].index(failing) + 1:
+        if len(sizes) >= ["ring", "arena", "overflow"].index(failing) + 1:
             raise SharedMemoryFull("no room")
-        return really(size, reserved=reserved)
+        return really(size, reserved=reserved, folder=folder)
 
     monkeypatch.setattr(board_module, "robust_mutex_works", lambda: works)
     monkeypatch.setattr(Segment, "create", full)

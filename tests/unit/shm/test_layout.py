@@ -102,14 +102,18 @@ def test_nothing_overlaps_in_the_arenas_header() -> None:
         "limit": layout.A_LIMIT,
         "reserved": layout.A_RESERVED,
         "carved": layout.A_CARVED,
+        "generation": layout.A_GENERATION,
+        "stale": layout.A_STALE,
+        "free bytes": layout.A_FREE_BYTES,
         "dirty": layout.A_DIRTY_W,
     }
     found = lock_and_words(0, layout.A_LOCK, words, "arena")
+    found.append((layout.A_LISTED_W * WORD, -(-layout.A_CLASSES // 64) * WORD, "listed"))
     found.append((layout.A_FREE_W * WORD, layout.A_CLASSES * WORD, "free lists"))
     for (start, size, name), (next_start, _, next_name) in pairwise(sorted(found)):
         assert start + size <= next_start, f"{name} reaches into {next_name}"
     assert max(start + size for start, size, _ in found) <= layout.ARENA_HEADER_BYTES
-    assert max(layout.B_OWNER, layout.B_GENERATION, layout.B_CLASS, layout.B_NEXT) * WORD < (
+    assert max(layout.B_OWNER, layout.B_GENERATION, layout.B_SIZE, layout.B_BACKED, layout.B_NEXT) * WORD < (
         layout.BLOCK_HEADER_BYTES
     )
 
