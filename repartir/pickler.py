@@ -288,13 +288,17 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         return found.call
 
     def _reduce_memoryview(self, view: memoryview) -> Any:
-        if view.nbytes >= self.threshold and view.c_contiguous:
-            elements: Any = pickle.PickleBuffer(
-                view.cast("B") if view.ndim != 1 or view.format != "B" else view
-            )
-        else:
-            elements = bytearray(view.tobytes())
-        return arrays.view_of, (elements, view.format, view.shape)
+        is_large = view.nbytes >= self.threshold
+        if not arrays.can_be_cast(view):
+            import numpy
+
+            return memoryview, (numpy.asarray(view),)
+        elements: Any = view.cast("B") if view.c_contiguous else view.tobytes()
+        if is_large:
+            import numpy
+
+            elements = numpy.frombuffer(elements, numpy.uint8)
+        return arrays.view_of, (elements if is_large else bytearray(elements), view.format, view.shape)
 
     def _reduce_class(self, cls: type) -> Any:
         if cls.__module__ == "builtins":
