@@ -274,12 +274,16 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         if kind is not numpy.ndarray:
             return arrays.reduce_subclass(array, kind)
         flags = array.flags
+        order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
         if array.nbytes >= self.threshold:
-            order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
             # Stands for the elements, whatever their strides, type and flags: see `dump`.
             buffer = pickle.PickleBuffer(_EMPTY)
             self.arrays[id(buffer)] = buffer, ArrayBuffer(array, order)
             return arrays.from_buffer, (buffer, array.dtype, array.shape, order)
+        if not array.dtype.isnative:
+            # Numpy's own way brings some of them home: of which dtype an array is would depend on its size.
+            elements = bytearray(bytes(ArrayBuffer(array, order)))
+            return arrays.from_buffer, (elements, array.dtype, array.shape, order)
         # A read-only buffer would arrive read-only, but what arrives is the receiver's own to write.
         return (array if flags.writeable else array.copy(order="K")).__reduce_ex__(PROTOCOL)
 
