@@ -415,14 +415,16 @@ class Pump:
 
     def has_view_of(self, word: int) -> bool:
         """Whether arrays of the client lie in the result of a task whose member died before it let go of the claim."""
-        return any(viewed == word for viewed, _ in self.views.values())
+        return any(viewed == word for viewed, _ in list(self.views.values()))
 
     def _view_died(self, handle: Handle, data: mmap.mmap, start: int, end: int) -> None:
         """The last array in a block has died.  Called from finalizers, so without locks."""
-        self.dead_views.append(handle)
         if not self.ended:
+            self.dead_views.append(handle)
             self._on_news()
-        elif handle not in self.pinned:
+            return
+        if handle not in self.pinned:
+            self.views.pop(handle, None)
             discard(data, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE)
 
     def pin_views(self) -> None:
@@ -489,8 +491,8 @@ class Pump:
             self._tell_of_room()
         return freed
 
-    def no_room(self, size: int) -> SharedMemoryFull:
-        """The error of a payload of ``size`` bytes for which there is no room."""
+    def no_room(self, size: int, *, in_file_too: bool = True) -> SharedMemoryFull:
+        """The error of a payload of ``size`` bytes for which there is no room; in memory, or ``in_file_too``."""
         memory, spilled = self.board.blocks.usage()
         held = ", ".join(
             f"{what} {memory[nth][1] + spilled[nth][1]:,}"
@@ -498,9 +500,10 @@ class Pump:
                 ("arguments of tasks", "results", "arguments that workers kept", "functions")
             )
         )
+        nor = " and the folder for temporary files has no room either" if in_file_too else ""
         return SharedMemoryFull(
-            f"no room for {size:,} bytes: shared memory may take {self.board.blocks.limit:,} bytes and the folder for "
-            f"temporary files has no room either. Held now: {held} (of the results {self.viewed_bytes:,} by arrays that "
+            f"no room for {size:,} bytes: shared memory may take {self.board.blocks.limit:,} bytes{nor}. "
+            f"Held now: {held} (of the results {self.viewed_bytes:,} by arrays that "
             "this program keeps). Submit smaller arguments, drop results that are not needed, or give more room "
             "(docker run --shm-size=1g; REPARTIR_SHM_DIR; TMPDIR for what spills)."
         )
@@ -594,8 +597,8 @@ class Pump:
         """No member lives any more: what arrays of the client lie in stays, all other memory goes."""
         with self.mutex, contextlib.suppress(InternalError):  # what cannot be read goes with the ring
             self._sweep()
-            if self.views:
-                self.board.blocks.keep_only(self.views)
+            if views := list(self.views):
+                self.board.blocks.keep_only(views)
 
     def let_go(self) -> None:
         """Nothing is pumped any more, and nothing here keeps the memory mapped.  Takes no lock."""
