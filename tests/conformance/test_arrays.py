@@ -166,8 +166,8 @@ def test_what_a_killed_worker_kept_is_free_again(make: Make) -> None:
     until(lambda: workers_alive.add(ex.submit(pid).result(LIMIT_S)) or len(workers_alive) == 2)
     for worker in workers_alive:
         os.kill(worker, signal.SIGKILL)
+    until(lambda: ex.stats().lost == 2)
     until(lambda: ex.stats().kept_bytes == 0)
-    assert ex.stats().lost == 2
     churn(ex)
 
 
@@ -267,6 +267,18 @@ def test_results_outlive_an_executor_that_was_never_shut_down(make: Make) -> Non
     thread.join(LIMIT_S)
     assert not thread.is_alive()
     assert is_full_of(result, 4)
+
+
+def test_a_result_outlives_a_worker_that_died_right_after_its_answer(make: Make) -> None:
+    ex = make(1, initializer=tasks.die_after_an_answer)
+    results: list[Any] = []
+    for value in range(4):
+        results.append(ex.submit(tasks.full, SIZE, value).result(LIMIT_S))
+        until(lambda: ex.stats().lost == len(results))
+    assert ex.submit(pid).result(LIMIT_S)
+    assert all(is_full_of(result, value) for value, result in enumerate(results))
+    results.clear()
+    wait_for_blocks(ex, 2)  # the functions
 
 
 @pytest.mark.parametrize("end", ["kill_workers", "terminate_workers"])
