@@ -22,7 +22,7 @@ class SignalError(Exception):
 
 @pytest.fixture
 def pump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pump]:
-    monkeypatch.setattr(board_module, "arena_limit", lambda: 1 << 20)
+    monkeypatch.setattr(board_module, "arena_limit", lambda *_: 1 << 20)
     board = Board.create(2)
     pump = Pump(board, lambda: None)
     yield pump
