@@ -456,6 +456,8 @@ ACTS: dict[str, Act] = {
     "free": lambda arena, handle: arena.free(handle),
     "free owned": lambda arena, _: arena.free_owned(7),
     "free, then store": lambda arena, handle: (arena.free(handle), arena.store([b"x"], 9)),
+    "free, then join all": lambda arena, handle: (arena.free(handle), arena.store([bytes(256_000)], 9)),
+    "trim": lambda arena, _: arena.trim(MIB),
 }
 
 
@@ -508,7 +510,17 @@ def test_cut_off_at_any_word(act: str) -> None:
         raise AssertionError(f"{act} needs more than 5000 accesses")
 
 
-@pytest.mark.parametrize("act", ["store from a free list", "store in new memory", "free", "free owned"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        "store from a free list",
+        "store in new memory",
+        "free",
+        "free owned",
+        pytest.param("free, then join all", marks=pytest.mark.slow),
+        pytest.param("trim", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_word(act: str) -> None:
     with arena_room(MIB // 4) as place:
         for nth in range(5000):
