@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from repartir.codec import Part
-from repartir.errors import SharedMemoryFull
+from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
 from repartir.members import Members
 from repartir.pump import Pump, TaskFuture, TaskRecord
@@ -148,10 +148,13 @@ class Broker:
         return running, max(0, len(self.pump.inbox) + len(self.pump.ledger) - running)
 
     def held(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Blocks in use and the bytes in them: in shared memory, and in a file."""
+        """Blocks in use and the bytes in them: in shared memory, and in a file.
+
+        None are told after the end, and to a signal handler that came while its thread holds the arena.
+        """
         try:
             memory, spilled = self.board.blocks.usage()
-        except BoardClosed:
+        except InternalError:
             return (0, 0), (0, 0)
         return (memory.blocks, memory.bytes), (spilled.blocks, spilled.bytes)
 

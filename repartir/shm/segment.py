@@ -18,6 +18,7 @@ from repartir.errors import SharedMemoryFull
 from repartir.shm.clib import releasing_gil
 
 _MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000  # far more is mapped than will be written
 
 _REMEDY = (
     "Give the container more shared memory (docker run --shm-size=1g), free what lies there, "
@@ -116,7 +117,7 @@ def _map_over(address: int, size: int, fd: int) -> bool:
     mmap_ = releasing_gil().mmap
     mmap_.restype = ctypes.c_void_p
     mmap_.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *([ctypes.c_int] * 3), ctypes.c_long]
-    flags = mmap.MAP_PRIVATE | _MAP_FIXED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
     return bool(mmap_(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) == address)
 
 

@@ -156,7 +156,7 @@ def test_memory_stays_flat(make: Make) -> None:
 
 
 SMALL_SHM = """
-import sys
+import os
 import numpy as np
 import repartir
 
@@ -177,6 +177,18 @@ with repartir.Executor(2) as ex:
     assert [array[0] for array in kept] == [2 * nth for nth in range(40)]
     with ex.share(np.ones(100 << 17)) as shared:
         assert list(ex.map(largest, [shared] * 4)) == [1.0] * 4
+    del kept, shared
+    assert ex.submit(double, np.ones(20 << 17)).result(60)[-1] == 2
+    with open("/dev/shm/of somebody else", "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 20)):
+                pass
+        except OSError:
+            pass
+    for size in (20, 45, 1, 0):
+        assert ex.submit(double, np.ones((size << 17) + 1)).result(60)[-1] == 2
+    os.unlink("/dev/shm/of somebody else")
+    assert ex.submit(double, np.ones(20 << 17)).result(60)[-1] == 2
     print(ex.stats())
 print("done")
 """
