@@ -26,6 +26,7 @@ from repartir.shm.layout import (
     A_CLASSES,
     A_FREE_BYTES,
     A_FREE_W,
+    A_FREED,
     A_GENERATION,
     A_LIMIT,
     A_LISTED_W,
@@ -60,6 +61,7 @@ _SHARE = 0.8
 _ALIGN = 64
 _MAX_PARTS = 1 << 20
 _PAGE = mmap.PAGESIZE
+_JOIN_AFTER = 4  # so many large blocks given back pay for the walk
 _LEAST_GAP = 8  # what a class leaves unused of a large block
 _PLACE_BITS = 56
 _WORD_BITS = 64
@@ -385,7 +387,7 @@ class Arena:
         words = self._words
         small = size_class < _SLAB_CLASS
         block = self._pop(size_class) or self._split_next(size_class, _SLAB_CLASS if small else A_CLASSES)
-        if not block and not small and words[A_FREE_BYTES] > 2 * need:
+        if not block and not small and words[A_FREED] >= _JOIN_AFTER and words[A_FREE_BYTES] > 2 * need:
             self._rebuild()
             words[A_STALE] = 1
             block = self._split_next(size_class, A_CLASSES)
@@ -543,6 +545,8 @@ class Arena:
         words[A_STALE] = 1
         words[block + B_OWNER] = 0
         self._push(block)
+        if words[block + B_SIZE] >= SLAB:
+            words[A_FREED] = words[A_FREED] + 1
         words[A_STALE] = 0
 
     def _unback(self, block: int) -> int:
@@ -597,6 +601,7 @@ class Arena:
                 words[A_RESERVED] if words[free + B_BACKED] == words[free + B_SIZE] else 0,
             )
             words[A_CARVED] = free * WORD
+        words[A_FREED] = 0
         words[A_STALE] = 0
 
     def _join(self, block: int, following: int) -> None:
