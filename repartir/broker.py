@@ -35,7 +35,7 @@ from repartir.shm.segment import freed_listeners
 from repartir.stats import ExecutorStats
 from repartir.supervisor import EVERY_ROW, Supervisor
 
-SPIN_S = 50e-6
+SPIN_S = 100e-6
 YIELD_S = 0.005
 """How long after a waiter's last visit the broker's thread leaves the watching to waiters."""
 NAP_MS = (1, 4)
@@ -160,6 +160,7 @@ class Broker:
 
     def stats(self) -> ExecutorStats:
         """What is going on, and what it takes."""
+        self.pump.pump()
         running, queued = self.counts()
         shared = sys.modules.get("repartir.shared")
         limit = backed = 0
@@ -472,7 +473,8 @@ class Broker:
         now = time.monotonic()
         if self.pump.answered != self._trimmed_at_answer:
             self._trimmed_at_answer = self.pump.answered
-            self._trim_at = now + TRIM_AFTER_S if self.board.blocks.is_worth_trimming else None
+            worth = self.pump.viewed_bytes or self.board.blocks.is_worth_trimming
+            self._trim_at = now + TRIM_AFTER_S if worth else None
         if self._trim_at is None:
             return None
         if now < self._trim_at:

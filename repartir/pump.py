@@ -36,6 +36,7 @@ DEFER = 64
 """Under backlog so many submits are posted together."""
 _MOST_AT_ONCE = 256
 _PLACED_A_ROW = 2
+_SWEEP_BYTES = 16 << 20
 
 TaskFuture = Future[Any]
 TaskRecord = Record[TaskFuture]
@@ -110,6 +111,7 @@ class Pump:
             for row, outbox in zip(board.rows, board.outboxes, strict=True)
         ]
         """Where answers come from: row, outbox, and the words that tell of news."""
+        self._dead_bytes = 0
         self._on_news = on_news
         self._ids = itertools.count(1)
         self.new_task_id = self._ids.__next__
@@ -417,7 +419,9 @@ class Pump:
         """The last array in a block has died.  Called from finalizers, so without locks."""
         self.dead_views.append(handle)
         if not self.ended:
-            self._on_news()
+            self._dead_bytes += handle.size
+            if self._dead_bytes > _SWEEP_BYTES or self.room:
+                self._on_news()  # else whoever pumps next sweeps: a hand-over to the broker's thread costs more
         elif handle not in self.pinned:
             discard(data, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE)
 
@@ -468,6 +472,7 @@ class Pump:
     def _sweep(self) -> bool:
         """Give back what finalizers left; whether it was anything."""
         blocks, views, dead, freed = self.board.blocks, self.views, self.dead_views, bool(self.garbage)
+        self._dead_bytes = 0
         while self.garbage:
             blocks.free(self.garbage[0])
             self.garbage.popleft()
