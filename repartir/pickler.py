@@ -274,12 +274,11 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         if kind is not numpy.ndarray:
             return arrays.reduce_subclass(array, kind)
         flags = array.flags
+        order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
         if array.nbytes >= self.threshold:
-            order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
-            # Stands for the elements, whatever their strides, type and flags: see `dump`.
-            buffer = pickle.PickleBuffer(_EMPTY)
-            self.arrays[id(buffer)] = buffer, ArrayBuffer(array, order)
-            return arrays.from_buffer, (buffer, array.dtype, array.shape, order)
+            return arrays.from_buffer, (self._beside(array, order), array.dtype, array.shape, order)
+        if array.dtype.kind in "mM":  # numpy's own pickle would lose the byte order
+            return arrays.from_buffer, (bytearray(array.tobytes(order)), array.dtype, array.shape, order)
         # A read-only buffer would arrive read-only, but what arrives is the receiver's own to write.
         return (array if flags.writeable else array.copy(order="K")).__reduce_ex__(PROTOCOL)
 
@@ -289,12 +288,18 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
 
     def _reduce_memoryview(self, view: memoryview) -> Any:
         if view.nbytes >= self.threshold and view.c_contiguous:
-            elements: Any = pickle.PickleBuffer(
-                view.cast("B") if view.ndim != 1 or view.format != "B" else view
-            )
+            import numpy
+
+            elements: Any = self._beside(numpy.frombuffer(view.cast("B"), numpy.uint8), "C")
         else:
             elements = bytearray(view.tobytes())
         return arrays.view_of, (elements, view.format, view.shape)
+
+    def _beside(self, array: Any, order: str) -> pickle.PickleBuffer:
+        """What stands in the pickle for the elements, whatever their strides, type and flags: see `dump`."""
+        buffer = pickle.PickleBuffer(_EMPTY)
+        self.arrays[id(buffer)] = buffer, ArrayBuffer(array, order)
+        return buffer
 
     def _reduce_class(self, cls: type) -> Any:
         if cls.__module__ == "builtins":
