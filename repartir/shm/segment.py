@@ -129,10 +129,10 @@ class Segment:
 
     __slots__ = ("__weakref__", "data", "fd", "size", "words")
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, *, is_writable: bool = True) -> None:
         self.fd = fd
         self.size = size
-        self.data = mmap.mmap(fd, size)
+        self.data = mmap.mmap(fd, size, access=mmap.ACCESS_WRITE if is_writable else mmap.ACCESS_READ)
         self.words = memoryview(self.data).cast("Q")
 
     @classmethod
@@ -158,9 +158,9 @@ class Segment:
             raise
 
     @classmethod
-    def attach(cls, fd: int) -> Segment:
+    def attach(cls, fd: int, *, is_writable: bool = True) -> Segment:
         """Map a segment whose descriptor was passed to this process."""
-        return cls(fd, os.fstat(fd).st_size)
+        return cls(fd, os.fstat(fd).st_size, is_writable=is_writable)
 
     def pointer(self, offset: int) -> Any:
         """The address of a byte, as an argument for the C library; keeps the mapping alive."""
