@@ -91,6 +91,11 @@ def measure_all(
     )
 
 
+def alternate_plain(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Series]:
+    """Alternate over measures that need no pool of a contender, each for `rounds`."""
+    return alternate(measures, dict.fromkeys(measures, rounds))
+
+
 def rows_of(
     case: str,
     series: Mapping[str, Series],

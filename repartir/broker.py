@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from repartir.codec import Part
-from repartir.errors import SharedMemoryFull
+from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
 from repartir.members import Members
 from repartir.pump import Pump, TaskFuture, TaskRecord
@@ -35,7 +35,7 @@ from repartir.shm.segment import freed_listeners
 from repartir.stats import ExecutorStats
 from repartir.supervisor import EVERY_ROW, Supervisor
 
-SPIN_S = 50e-6
+SPIN_S = 100e-6
 YIELD_S = 0.005
 """How long after a waiter's last visit the broker's thread leaves the watching to waiters."""
 NAP_MS = (1, 4)
@@ -148,15 +148,19 @@ class Broker:
         return running, max(0, len(self.pump.inbox) + len(self.pump.ledger) - running)
 
     def held(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Blocks in use and the bytes in them: in shared memory, and in a file."""
+        """Blocks in use and the bytes in them: in shared memory, and in a file.
+
+        None are told after the end, and to a signal handler that came while its thread holds the arena.
+        """
         try:
             memory, spilled = self.board.blocks.usage()
-        except BoardClosed:
+        except InternalError:
             return (0, 0), (0, 0)
         return (memory.blocks, memory.bytes), (spilled.blocks, spilled.bytes)
 
     def stats(self) -> ExecutorStats:
         """What is going on, and what it takes."""
+        self.pump.pump()
         running, queued = self.counts()
         shared = sys.modules.get("repartir.shared")
         limit = backed = 0
@@ -469,7 +473,8 @@ class Broker:
         now = time.monotonic()
         if self.pump.answered != self._trimmed_at_answer:
             self._trimmed_at_answer = self.pump.answered
-            self._trim_at = now + TRIM_AFTER_S if self.board.blocks.is_worth_trimming else None
+            worth = self.pump.viewed_bytes or self.board.blocks.is_worth_trimming
+            self._trim_at = now + TRIM_AFTER_S if worth else None
         if self._trim_at is None:
             return None
         if now < self._trim_at:

@@ -7,6 +7,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from repartir.shm.layout import MAX_ROWS
 _CGROUP = "/sys/fs/cgroup"
 _SPIN_S = 0.1  # for so long a pool's thread may spin before it waits
 _TELLS = os.uname().machine in ("x86_64", "i686")  # elsewhere libgomp, too, waits in the C library
+_SIZE = r"\s*(?P<number>\d{1,15}(\.\d{1,15})?)\s*(?P<unit>[a-zA-Z]*)\s*"
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{letter}{unit}": 1024**power for power, letter in enumerate("KMGT", 1) for unit in ("", "IB")}
 _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)}
@@ -44,14 +46,11 @@ def default_workers() -> int:
 def size_in_bytes(size: int | str, what: str) -> int:
     """A number of bytes, also as "512MiB" or "2 GB".  ``what`` names it in errors: ``TypeError``, ``ValueError``."""
     if isinstance(size, str):
-        number, unit = size.strip().rstrip("kKMGTiB"), ""
-        unit = size.strip()[len(number) :].strip()
-        try:
-            found = int(float(number) * _UNITS[unit.upper()])
-        except (KeyError, ValueError, OverflowError):
-            raise ValueError(
-                f'{what} must be a number of bytes or a string such as "2GiB", not {size!r}'
-            ) from None
+        matched = re.fullmatch(_SIZE, size)
+        unit = "" if matched is None else matched["unit"].upper()
+        if matched is None or unit not in _UNITS:
+            raise ValueError(f'{what} must be a number of bytes or a string such as "2GiB", not {size!r}')
+        found = int(float(matched["number"]) * _UNITS[unit])
     elif isinstance(size, int) and not isinstance(size, bool):
         found = size
     else:

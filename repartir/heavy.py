@@ -50,9 +50,9 @@ class HeavyGlobals:
 def _message(fn: FunctionType, name: str, weight: int) -> str:
     return (
         f"function {fn.__qualname__!r} refers to the global {name!r} of {weight / 2**20:.1f} MiB, which is "
-        f"sent to the workers each time the function is encoded. With start method fork an array is not sent "
-        f"if it exists before the executor is made and stays the same object; otherwise let the task open a "
-        f"file, such as a numpy.memmap."
+        f"sent to the workers each time the function is encoded. Share it once with ex.share({name}), and let the "
+        f"function use what that gives. With start method fork an array is not sent if it exists before the executor "
+        f"is made and stays the same object."
     )
 
 

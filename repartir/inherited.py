@@ -12,7 +12,7 @@ from typing import Any
 from repartir.classes import record_of
 from repartir.errors import InternalError
 
-# Provisional: from here on a buffer travels beside the pickle, not in it. To be set from measurements.
+# From here on a buffer travels beside the pickle, not in it: where the curves of bench/array_threshold.py cross.
 OUT_OF_BAND_BYTES = 64 * 1024
 
 _keys = itertools.count(1)

@@ -29,13 +29,14 @@ from repartir.shm.board import Board, BoardClosed
 from repartir.shm.layout import ANSWER, ANSWER_IN_BLOCK, IN_BLOCK, MEMBER_READY, SLOT_PAYLOAD_BYTES
 from repartir.shm.outbox import records
 from repartir.shm.segment import copy_in_place, discard
-from repartir.states import TaskEvent
+from repartir.states import TaskEvent, TaskState
 from repartir.worker import FUNCTION, HEAD_BYTES, PIECE
 
 DEFER = 64
 """Under backlog so many submits are posted together."""
 _MOST_AT_ONCE = 256
 _PLACED_A_ROW = 2
+_SWEEP_BYTES = 16 << 20
 
 TaskFuture = Future[Any]
 TaskRecord = Record[TaskFuture]
@@ -110,6 +111,7 @@ class Pump:
             for row, outbox in zip(board.rows, board.outboxes, strict=True)
         ]
         """Where answers come from: row, outbox, and the words that tell of news."""
+        self._dead_bytes = 0
         self._on_news = on_news
         self._ids = itertools.count(1)
         self.new_task_id = self._ids.__next__
@@ -129,19 +131,34 @@ class Pump:
                 call = call.meta  # type: ignore[union-attr]
         if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
             record: TaskRecord = Record(future.task_id, future, payload + call, flags, keep, name)
+            self.inbox.append(record)
         else:
             record = Record(future.task_id, future, payload, flags, keep, name)
             parts = parts_of(call)
-            if not self.place_in_memory(record, parts):
-                self.on_full(record, parts)
-        inbox = self.inbox
-        inbox.append(record)
+            try:
+                if not self.place_in_memory(record, parts):
+                    self.on_full(record, parts)
+                self.inbox.append(record)
+            except BaseException:
+                self._withdraw_uncommitted(record)
+                raise
         if self.ended:
             raise BoardClosed
         if len(self.ledger.records) < self.backlog:
             self.pump(drain=False)
-        elif len(inbox) >= DEFER:
+        elif len(self.inbox) >= DEFER:
             self.pump()
+
+    def _withdraw_uncommitted(self, record: TaskRecord) -> None:
+        """An exception came before the task was committed, or right after: in that case it is left alone.
+
+        In this order: who takes it from the inbox has entered it before.
+        """
+        if not any(each is record for each in list(self.inbox)) and record.state is TaskState.PENDING:
+            block, record.block = record.block, None
+            if type(block) is Handle:
+                self.board.blocks.free(block)
+            self.placed.discard(record.task_id)
 
     def _place_function(self, ref: FunctionRef) -> bytes:
         """Put a function where members find it; what comes back begins every call of it."""
@@ -421,7 +438,9 @@ class Pump:
         """The last array in a block has died.  Called from finalizers, so without locks."""
         if not self.ended:
             self.dead_views.append(handle)
-            self._on_news()
+            self._dead_bytes += handle.size
+            if self._dead_bytes > _SWEEP_BYTES or self.room:
+                self._on_news()  # else whoever pumps next sweeps: a hand-over to the broker's thread costs more
             return
         if handle not in self.pinned:
             self.views.pop(handle, None)
@@ -474,6 +493,7 @@ class Pump:
     def _sweep(self) -> bool:
         """Give back what finalizers left; whether it was anything."""
         blocks, views, dead, freed = self.board.blocks, self.views, self.dead_views, bool(self.garbage)
+        self._dead_bytes = 0
         while self.garbage:
             blocks.free(self.garbage[0])
             self.garbage.popleft()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from repartir import mapping, worker
 from repartir.codec import encode_value, parts_of
 from repartir.future import Future
+from repartir.stats import ExecutorStats
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,6 +88,25 @@ class SerialExecutor(concurrent.futures.Executor):
     def share(self, value: Any, *, writable: bool = False) -> Any:
         """As `Executor.share`: for any executor."""
         return share(value, writable=writable)
+
+    def stats(self) -> ExecutorStats:
+        """As `Executor.stats`: nothing runs elsewhere, and only what was shared takes shared memory."""
+        shared = sys.modules.get("repartir.shared")
+        return ExecutorStats(
+            workers=0,
+            queued=0,
+            running=0,
+            lost=0,
+            blocks=0,
+            arena_bytes=0,
+            arena_limit=0,
+            backed_bytes=0,
+            spills=0,
+            spilled_bytes=0,
+            viewed_bytes=0,
+            kept_bytes=0,
+            shared_bytes=0 if shared is None else shared.total_bytes(),
+        )
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; none is ever pending."""

@@ -45,9 +45,10 @@ _CAN_REFER = (
 _lock = threading.RLock()
 os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
 _known: weakref.WeakValueDictionary[bytes, Memory] = weakref.WeakValueDictionary()
-_attached: dict[bytes, Memory] = {}
-"""In a worker: what it has mapped, kept between tasks until it is freed by whoever made it."""
-_objects: dict[tuple[bytes, int], Any] = {}
+_by_mapping: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
+_attached: dict[tuple[bytes, bool], Memory] = {}
+"""In a worker: what it has mapped, writable or not, kept between tasks until it is freed by whoever made it."""
+_objects: dict[bytes, Any] = {}
 """In a worker: shared objects, unpickled."""
 _slab: weakref.ref[Memory] | None = None
 
@@ -58,14 +59,15 @@ class Memory:
     ``fd`` of its segment is open in the process that made it, and in children which that forked.
     """
 
-    def __init__(self, segment: Segment, token: bytes, origin: tuple[int, int] | None) -> None:
+    def __init__(self, segment: Segment, token: bytes, origin: tuple[int, int] | None = None) -> None:
         self.segment = segment
         self.token = token
         self.end = _HEADER_BYTES
         self._origin = origin
         self.address = numpy.frombuffer(segment.data, numpy.uint8).__array_interface__["data"][0]
-        _known[token] = self
+        _by_mapping[id(segment.data)] = self
         if origin is None:
+            _known[token] = self
             weakref.finalize(self, _free, segment, os.getpid()).atexit = False
 
     @classmethod
@@ -81,7 +83,7 @@ class Memory:
                 raise full from None
         token = os.urandom(16)
         _HEADER.pack_into(segment.data, 0, _MAGIC, token, 0)
-        return cls(segment, token, None)
+        return cls(segment, token)
 
     @property
     def origin(self) -> tuple[int, int]:
@@ -138,6 +140,11 @@ class SharedArray(numpy.ndarray[Any, Any]):
         lifetime = getattr(origin, "_lifetime", None)
         if lifetime is not None and lifetime.memory is not None and lifetime.memory.holds(*_bounds(self)):
             self._lifetime = lifetime
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether tasks get a reference: not for a copy, nor after it was freed."""
+        return self._lifetime is not None and self._lifetime.memory is not None
 
     def free(self) -> None:
         """Give the memory back once no task and no view needs it; may be repeated."""
@@ -212,6 +219,11 @@ class SharedObject(Generic[T]):
         self._object = value
         self._memory: Memory | None = memory
         self._size = size
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it has not been freed."""
+        return self._memory is not None
 
     def get(self) -> T:
         """The object that was shared."""
@@ -394,14 +406,26 @@ def reference(array: Any) -> Reference | None:
         array._check()
     if not _CAN_REFER or (lifetime is None and (array.base is None or not _known)):
         return None
-    low, high = _bounds(array)
-    memory = lifetime.memory if lifetime is not None else _memory_at(low, high)
+    memory = lifetime.memory if lifetime is not None else _memory_of(array)
     if memory is None:
         return None
     is_writable = lifetime is not None and lifetime.is_writable and bool(array.flags.writeable)
     start = array.__array_interface__["data"][0] - memory.address
     args = (memory.token, memory.origin, start, array.dtype, array.shape, array.strides, is_writable)
     return Reference((attach, args), memory)
+
+
+def while_shared(value: Any) -> Callable[[], Any] | None:
+    """A weak reference that ends when the value is freed; None for what is not shared, and travels otherwise."""
+    if not _CAN_REFER or type(value) not in (SharedArray, SharedObject):
+        return None
+    weak = weakref.ref(value)
+
+    def alive() -> Any:
+        found = weak()
+        return found if found is not None and found.is_shared else None
+
+    return alive
 
 
 def object_reference(shared: SharedObject[Any]) -> Reference:
@@ -414,11 +438,12 @@ def object_reference(shared: SharedObject[Any]) -> Reference:
     return Reference((resolve, (memory.token, memory.origin)), memory)
 
 
-def _memory_at(low: int, high: int) -> Memory | None:
-    for memory in list(_known.values()):
-        if memory.holds(low, high):
-            return memory
-    return None
+def _memory_of(array: Any) -> Memory | None:
+    """The memory in which the elements of a view lie: what it is based on leads to the mapping."""
+    base = array.base
+    while isinstance(base, numpy.ndarray):
+        base = base.base
+    return _by_mapping.get(id(base)) if isinstance(base, mmap.mmap) else None
 
 
 def attach(
@@ -431,7 +456,7 @@ def attach(
     is_writable: bool,
 ) -> SharedArray:
     """The array that a pickle refers to. Called by unpickling. Raises ValueError for one that was freed."""
-    memory = _memory(token, origin)
+    memory = _memory(token, origin, is_writable)
     lifetime = Lifetime(memory, is_writable, f"of shape {shape}")
     return _array(lifetime, start, dtype, shape, strides, "C", is_writable=is_writable)
 
@@ -440,10 +465,9 @@ def resolve(token: bytes, origin: tuple[int, int]) -> Any:
     """The shared object that a pickle refers to. Called by unpickling. Raises ValueError for one that was freed."""
     import pickle
 
-    key = token, 0
-    if key in _objects:
-        return _objects[key]
-    data = memoryview(_memory(token, origin).segment.data)[_HEADER_BYTES:].toreadonly()
+    if token in _objects:
+        return _objects[token]
+    data = memoryview(_memory(token, origin, False).segment.data)[_HEADER_BYTES:].toreadonly()
     (count,) = struct.unpack_from("=Q", data)
     sizes = struct.unpack_from(f"={count}Q", data, 8)
     parts, at = [], 8 * (count + 1)
@@ -451,21 +475,23 @@ def resolve(token: bytes, origin: tuple[int, int]) -> Any:
         at = -(-at // _ALIGN) * _ALIGN
         parts.append(data[at : at + size])
         at += size
-    value = _objects[key] = pickle.loads(parts[0], buffers=parts[1:])
+    value = _objects[token] = pickle.loads(parts[0], buffers=parts[1:])
     return value
 
 
-def _memory(token: bytes, origin: tuple[int, int]) -> Memory:
-    memory = _known.get(token)
+def _memory(token: bytes, origin: tuple[int, int], is_writable: bool) -> Memory:
+    """What a reference leads to: the maker's own mapping there, elsewhere one that can be written only if it may be."""
+    pid, number = origin
+    memory = _known.get(token) if pid == os.getpid() else _attached.get((token, is_writable))
     if memory is not None:
         return memory
-    pid, number = origin
     with contextlib.suppress(OSError):
         fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
         try:
             if os.pread(fd, _HEADER.size, 0) == _HEADER.pack(_MAGIC, token, 0):
-                memory = _attached[token] = Memory(Segment.attach(fd), token, origin)
-                memory.segment.fd = -1
+                segment = Segment.attach(fd, is_writable=is_writable)
+                segment.fd = -1
+                memory = _attached[token, is_writable] = Memory(segment, token, origin)
                 return memory
         finally:
             os.close(fd)
@@ -474,11 +500,10 @@ def _memory(token: bytes, origin: tuple[int, int]) -> Memory:
 
 def drop_freed() -> None:
     """In a worker, between tasks: let go of what was freed by whoever made it."""
-    for token, memory in list(_attached.items()):
+    for key, memory in list(_attached.items()):
         if memory.is_freed:
-            del _attached[token]
-            for key in [key for key in _objects if key[0] == token]:
-                del _objects[key]
+            del _attached[key]
+            _objects.pop(key[0], None)
 
 
 def total_bytes() -> int:

@@ -26,6 +26,7 @@ from repartir.shm.layout import (
     A_CLASSES,
     A_FREE_BYTES,
     A_FREE_W,
+    A_FREED,
     A_GENERATION,
     A_LIMIT,
     A_LISTED_W,
@@ -60,6 +61,7 @@ _SHARE = 0.8
 _ALIGN = 64
 _MAX_PARTS = 1 << 20
 _PAGE = mmap.PAGESIZE
+_JOIN_AFTER = 4  # so many large blocks given back pay for the walk
 _LEAST_GAP = 8  # what a class leaves unused of a large block
 _PLACE_BITS = 56
 _WORD_BITS = 64
@@ -177,7 +179,7 @@ class Arena:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes in free blocks.  A hint, read without the lock."""
+        """Bytes in large free blocks.  A hint, read without the lock."""
         return self._words[A_FREE_BYTES]
 
     def store(self, parts: Sequence[Storable], owner: int) -> Handle | None:
@@ -209,8 +211,8 @@ class Arena:
     def extents(self, handle: Handle) -> list[tuple[int, int]]:
         """Where in the segment each part of a block begins and ends."""
         self._check_handle(handle)
-        view, base, limit = memoryview(self._data), handle.offset - self._base, handle.size
-        (count,) = struct.unpack_from("=Q", view, base)
+        view, base, limit = self._data, handle.offset - self._base, handle.size
+        count = self._words[base // WORD]
         if count > _MAX_PARTS or (count + 1) * WORD > limit:
             raise InternalError(f"arena block of {limit} bytes with {count} parts")
         sizes = struct.unpack_from(f"={count}Q", view, base + WORD)
@@ -342,8 +344,8 @@ class Arena:
                 seen.add(block)
                 block = words[block + B_NEXT]
             listed = words[A_LISTED_W + size_class // _WORD_BITS] >> size_class % _WORD_BITS & 1
-            if listed != bool(seen) and not words[A_STALE]:
-                raise InternalError(f"free list {size_class} of {len(seen)} blocks is marked as {listed}")
+            if seen and not listed and not words[A_STALE]:
+                raise InternalError(f"free list {size_class} of {len(seen)} blocks is marked as empty")
         for block in blocks:
             if words[block + B_BACKED] > words[block + B_SIZE]:
                 raise InternalError(f"block {block} is backed beyond its end")
@@ -359,7 +361,12 @@ class Arena:
             if words[A_STALE]:
                 self._rebuild()
             words[A_STALE] = 1
-            block = self._take(_class_of(need), need)
+            size_class = _class_of(need)
+            block = words[A_FREE_W + size_class]
+            if block and size_class < _SLAB_CLASS and words[block + B_BACKED] >= need:
+                words[A_FREE_W + size_class] = words[block + B_NEXT]
+            else:
+                block = self._take(size_class, need)
             if block:
                 generation = words[A_GENERATION] + 1
                 words[A_GENERATION] = generation
@@ -380,7 +387,7 @@ class Arena:
         words = self._words
         small = size_class < _SLAB_CLASS
         block = self._pop(size_class) or self._split_next(size_class, _SLAB_CLASS if small else A_CLASSES)
-        if not block and not small and words[A_FREE_BYTES] > 2 * need:
+        if not block and not small and words[A_FREED] >= _JOIN_AFTER and words[A_FREE_BYTES] > 2 * need:
             self._rebuild()
             words[A_STALE] = 1
             block = self._split_next(size_class, A_CLASSES)
@@ -414,33 +421,42 @@ class Arena:
         """Take a block off its list, in which word ``link`` leads to it."""
         words = self._words
         words[link] = words[block + B_NEXT]
-        if not words[A_FREE_W + size_class]:
-            word = A_LISTED_W + size_class // _WORD_BITS
-            words[word] = words[word] & ~(1 << size_class % _WORD_BITS)
-        words[A_FREE_BYTES] = words[A_FREE_BYTES] - words[block + B_SIZE]
+        if size_class >= _SLAB_CLASS:
+            words[A_FREE_BYTES] = words[A_FREE_BYTES] - words[block + B_SIZE]
 
     def _push(self, block: int) -> None:
         words, size = self._words, self._words[block + B_SIZE]
         size_class = _class_below(size)
-        first, word = A_FREE_W + size_class, A_LISTED_W + size_class // _WORD_BITS
-        words[block + B_NEXT] = words[first]
+        first = A_FREE_W + size_class
+        following = words[first]
+        words[block + B_NEXT] = following
         words[first] = block
-        words[word] = words[word] | 1 << size_class % _WORD_BITS
-        words[A_FREE_BYTES] = words[A_FREE_BYTES] + size
+        if not following:
+            word, bit = A_LISTED_W + size_class // _WORD_BITS, 1 << size_class % _WORD_BITS
+            if not words[word] & bit:
+                words[word] = words[word] | bit
+        if size_class >= _SLAB_CLASS:
+            words[A_FREE_BYTES] = words[A_FREE_BYTES] + size
 
     def _split_next(self, size_class: int, below: int) -> int:
         """A block cut from the smallest free one of ``size_class`` or more, but under class ``below``."""
         words = self._words
         index, bits = divmod(size_class, _WORD_BITS)
         listed = words[A_LISTED_W + index] >> bits << bits
-        last = (A_CLASSES - 1) // _WORD_BITS
-        while not listed and index < last:
-            index += 1
-            listed = words[A_LISTED_W + index]
-        if not listed:
-            return 0
-        found = index * _WORD_BITS + (listed & -listed).bit_length() - 1
-        return self._cut(self._pop(found), _SIZES[size_class]) if found < below else 0
+        while True:
+            while not listed:
+                index += 1
+                if index > (A_CLASSES - 1) // _WORD_BITS:
+                    return 0
+                listed = words[A_LISTED_W + index]
+            lowest = listed & -listed
+            found = index * _WORD_BITS + lowest.bit_length() - 1
+            if found >= below:
+                return 0
+            if block := self._pop(found):
+                return self._cut(block, _SIZES[size_class])
+            words[A_LISTED_W + index] = words[A_LISTED_W + index] & ~lowest
+            listed ^= lowest
 
     def _pop_fitting(self, need: int) -> int:
         """A block of ``need`` bytes cut from a free one that is too small for the class of this size."""
@@ -529,6 +545,8 @@ class Arena:
         words[A_STALE] = 1
         words[block + B_OWNER] = 0
         self._push(block)
+        if words[block + B_SIZE] >= SLAB:
+            words[A_FREED] = words[A_FREED] + 1
         words[A_STALE] = 0
 
     def _unback(self, block: int) -> int:
@@ -583,6 +601,7 @@ class Arena:
                 words[A_RESERVED] if words[free + B_BACKED] == words[free + B_SIZE] else 0,
             )
             words[A_CARVED] = free * WORD
+        words[A_FREED] = 0
         words[A_STALE] = 0
 
     def _join(self, block: int, following: int) -> None:

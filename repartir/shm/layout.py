@@ -50,10 +50,10 @@ RECORD_HEADER_BYTES = 16
 
 ARENA_MAGIC = 0x52455041_4152454E
 ARENA_HEADER_BYTES = 4096
-A_MAGIC, A_LIMIT, A_RESERVED, A_CARVED, A_GENERATION, A_STALE, A_FREE_BYTES = range(7)
+A_MAGIC, A_LIMIT, A_RESERVED, A_CARVED, A_GENERATION, A_STALE, A_FREE_BYTES, A_FREED = range(8)
 A_LOCK = 64  # byte offset
 A_DIRTY_W = 16
-A_LISTED_W = 24  # one bit a size class: its free list is not empty
+A_LISTED_W = 24  # one bit a size class: 0 only if its free list is empty
 A_FREE_W = 32  # heads of the free lists, one a size class
 A_CLASSES = 296
 BLOCK_HEADER_BYTES = 64

@@ -18,6 +18,7 @@ from repartir.errors import SharedMemoryFull
 from repartir.shm.clib import releasing_gil
 
 _MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000  # far more is mapped than will be written
 
 _REMEDY = (
     "Give the container more shared memory (docker run --shm-size=1g), free what lies there, "
@@ -116,7 +117,7 @@ def _map_over(address: int, size: int, fd: int) -> bool:
     mmap_ = releasing_gil().mmap
     mmap_.restype = ctypes.c_void_p
     mmap_.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *([ctypes.c_int] * 3), ctypes.c_long]
-    flags = mmap.MAP_PRIVATE | _MAP_FIXED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
     return bool(mmap_(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) == address)
 
 
@@ -128,10 +129,10 @@ class Segment:
 
     __slots__ = ("__weakref__", "data", "fd", "size", "words")
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, *, is_writable: bool = True) -> None:
         self.fd = fd
         self.size = size
-        self.data = mmap.mmap(fd, size)
+        self.data = mmap.mmap(fd, size, access=mmap.ACCESS_WRITE if is_writable else mmap.ACCESS_READ)
         self.words = memoryview(self.data).cast("Q")
 
     @classmethod
@@ -157,9 +158,9 @@ class Segment:
             raise
 
     @classmethod
-    def attach(cls, fd: int) -> Segment:
+    def attach(cls, fd: int, *, is_writable: bool = True) -> Segment:
         """Map a segment whose descriptor was passed to this process."""
-        return cls(fd, os.fstat(fd).st_size)
+        return cls(fd, os.fstat(fd).st_size, is_writable=is_writable)
 
     def pointer(self, offset: int) -> Any:
         """The address of a byte, as an argument for the C library; keeps the mapping alive."""

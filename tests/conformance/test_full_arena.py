@@ -24,7 +24,7 @@ Make = Callable[..., Executor]
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board_module, "arena_limit", lambda: SMALL_ARENA)
+    monkeypatch.setattr(board_module, "arena_limit", lambda *_: SMALL_ARENA)
 
 
 def double(array: Any) -> Any:

@@ -57,6 +57,8 @@ def play(make: Make, folder: Path, k: int, value: Callable[[int], Any]) -> Facts
                 deaths += 1
         expected = facts[Fact.DIED] and facts[Fact.STARTED] and not facts[Fact.ANSWERED]
         assert deaths == bool(expected), f"{deaths} deaths told; started, answered: {facts[2]:x}, {facts[3]}"
+        del future
+        futures.clear()  # their results lie in blocks
         check_goes_on(ex)
         if facts[Fact.DIED]:
             until_lost(ex, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from repartir.shm import arena, layout
+from repartir.shm import layout
 from repartir.shm.arena import Arena, Handle
 from repartir.shm.deque import Entry, TaskDeque
 from repartir.shm.outbox import Outbox, records
@@ -322,8 +322,3 @@ def arena_that_is_full(world: World) -> Plan:
 
 
 Scenario = Callable[[World], Plan]
-
-
-def block_bytes(size_class: int) -> int:
-    """Bytes of an arena's block, header included."""
-    return arena._SIZES[size_class]

@@ -270,7 +270,7 @@ def test_a_death_in_the_arena_loses_no_block() -> None:
             for size in (900, 300):
                 while handle := it.arena.store([b"y" * size], 5):
                     block = (handle.offset - layout.BLOCK_HEADER_BYTES) // layout.WORD
-                    sizes += scenarios.block_bytes(it.segment.raw[block + layout.B_CLASS])
+                    sizes += it.segment.raw[block + layout.B_SIZE]
             assert sizes > whole - 512, f"{whole - sizes} bytes are lost"
 
         return Plan({"victim": victim, "client": client}, check, mortal=["victim"])

@@ -28,7 +28,8 @@ LAYERS = f"""
     command
     hygiene environment worker nursery
     states ledger pump
-    stats supervisor members broker
+    stats
+    supervisor members broker
     mapping serial executor
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net

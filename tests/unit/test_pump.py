@@ -22,7 +22,7 @@ class SignalError(Exception):
 
 @pytest.fixture
 def pump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pump]:
-    monkeypatch.setattr(board_module, "arena_limit", lambda: 1 << 20)
+    monkeypatch.setattr(board_module, "arena_limit", lambda *_: 1 << 20)
     board = Board.create(2)
     pump = Pump(board, lambda: None)
     yield pump
@@ -109,3 +109,24 @@ def test_an_ended_pump_hands_each_task_an_error_of_its_own(pump: Pump) -> None:
     errors = [error for _, _, error in pump.due]
     assert errors[0] is not errors[1]
     assert not pump.ledger.records
+
+
+@pytest.mark.parametrize("where", ["inbox", "placed"])
+def test_an_interrupted_submit_leaves_no_block(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    class Cut(type(getattr(pump, where))):  # type: ignore[misc]
+        def append(self, _: object) -> None:
+            raise SignalError
+
+        add = append
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pump, where, Cut())
+        with pytest.raises(SignalError):
+            submit(pump, b"x" * 100_000)
+    memory, spilled = pump.board.blocks.usage()
+    assert memory.arguments == spilled.arguments == (0, 0)
+    assert not pump.placed
+    submit(pump, b"x" * 100_000)
+    assert len(in_lanes(pump)) == 1

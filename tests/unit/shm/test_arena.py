@@ -351,6 +351,30 @@ def test_mixed_sizes_never_fill_it_with_holes(arena: Arena) -> None:
     store(arena, bytes(2 * MIB - 3 * 4096))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_fragmentation_is_bounded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of blocks of 1 KiB to 64 MiB that come and go; the figure is in shm/README.md."""
+    monkeypatch.setattr(arena_module, "reserve", lambda *_: None)
+    with arena_room(1 << 34) as place:
+        arena, dice = place.arena, random.Random(seed)
+        live: list[Handle] = []
+        in_use = most_in_use = most_backed = 0
+        for nth in range(5000):
+            if len(live) > 60 + nth // 1000 * 20:
+                handle = live.pop(dice.randrange(len(live)))
+                assert arena.free(handle)
+                in_use -= handle.size
+            made = arena._allocate(int(2 ** dice.uniform(10, 26)), 7)
+            assert made is not None
+            live.append(made)
+            in_use += made.size
+            most_in_use = max(most_in_use, in_use)
+            if nth % 100 == 0:
+                most_backed = max(most_backed, arena.backed())
+        assert most_backed < 1.6 * most_in_use
+        arena.check()
+
+
 def memory_of(place: ArenaRoom) -> int:
     return os.fstat(place.segment.fd).st_blocks * 512
 
@@ -456,6 +480,8 @@ ACTS: dict[str, Act] = {
     "free": lambda arena, handle: arena.free(handle),
     "free owned": lambda arena, _: arena.free_owned(7),
     "free, then store": lambda arena, handle: (arena.free(handle), arena.store([b"x"], 9)),
+    "free, then join all": lambda arena, handle: (arena.free(handle), arena.store([bytes(256_000)], 9)),
+    "trim": lambda arena, _: arena.trim(MIB),
 }
 
 
@@ -508,7 +534,17 @@ def test_cut_off_at_any_word(act: str) -> None:
         raise AssertionError(f"{act} needs more than 5000 accesses")
 
 
-@pytest.mark.parametrize("act", ["store from a free list", "store in new memory", "free", "free owned"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        "store from a free list",
+        "store in new memory",
+        "free",
+        "free owned",
+        pytest.param("free, then join all", marks=pytest.mark.slow),
+        pytest.param("trim", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_word(act: str) -> None:
     with arena_room(MIB // 4) as place:
         for nth in range(5000):

@@ -105,6 +105,7 @@ def test_nothing_overlaps_in_the_arenas_header() -> None:
         "generation": layout.A_GENERATION,
         "stale": layout.A_STALE,
         "free bytes": layout.A_FREE_BYTES,
+        "freed": layout.A_FREED,
         "dirty": layout.A_DIRTY_W,
     }
     found = lock_and_words(0, layout.A_LOCK, words, "arena")
