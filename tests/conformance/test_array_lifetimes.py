@@ -588,22 +588,24 @@ def test_an_executor_made_while_another_has_views(make: Make) -> None:
     assert is_full_of(doubled, 2)
 
 
+@pytest.mark.parametrize("lies_in", ["shared memory", "the spill file"])
 @pytest.mark.parametrize("way", [tasks.fork_with, tasks.process_with])
 def test_a_child_of_a_task_has_the_argument_to_itself(
-    one: Any, gate: GateKeeper, bell: BellKeeper, way: Callable[..., Any]
+    make: Make, gate: GateKeeper, bell: BellKeeper, way: Callable[..., Any], lies_in: str
 ) -> None:
+    ex = make(1, shm_limit=MIB if lies_in == "the spill file" else "64MiB")
     original = full(3, 4 * SIZE)
-    child, seen = one.submit(way, bell.bell, gate.gate, original, 4).result(LIMIT_S)
+    child, seen = ex.submit(way, bell.bell, gate.gate, original, 4).result(LIMIT_S)
     assert seen == [3]
     assert bell.hear() == "written"
-    churn(one)
-    kept = one.stats().kept_bytes
+    churn(ex)
+    kept = ex.stats().kept_bytes
     gate.open()
     assert bell.hear() == QUARTER
     assert wait_for_end(child)
     for value in range(5):
-        assert one.submit(tasks.overwrite, original, value).result(LIMIT_S) == 1
-    assert one.stats().kept_bytes == kept
+        assert ex.submit(tasks.overwrite, original, value).result(LIMIT_S) == 1
+    assert ex.stats().kept_bytes == kept
     assert is_full_of(original, 3)
 
 
