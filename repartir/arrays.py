@@ -8,12 +8,21 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+_NATIVE = frozenset("cbB?hHiIlLqQnNfdP")
+
 
 def from_buffer(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
     """An array whose elements lie in `buffer`."""
     import numpy
 
     return numpy.ndarray(shape, dtype, buffer, order=order)
+
+
+def can_be_cast(view: memoryview) -> bool:
+    """Whether ``memoryview.cast`` can make such a view of bytes; else only numpy can."""
+    if not view.nbytes:
+        return view.ndim == 1 and view.format == "B"
+    return view.format.removeprefix("@") in _NATIVE
 
 
 def view_of(elements: Any, format_: str, shape: tuple[int, ...]) -> memoryview:

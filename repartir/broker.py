@@ -180,7 +180,7 @@ class Broker:
             backed_bytes=backed,
             spills=spilled.blocks,
             spilled_bytes=spilled.bytes,
-            viewed_bytes=self.pump.viewed_bytes,
+            viewed_bytes=sum(handle.size for handle in list(self.pump.views)),
             kept_bytes=memory.kept[1] + spilled.kept[1],
             shared_bytes=0 if shared is None else shared.total_bytes(),
         )
@@ -326,7 +326,7 @@ class Broker:
                 pump.room.append(room)
             self.wait_for(room, None if until is None else until - time.monotonic())
             if not room.done():
-                error = pump.no_room(sum(map(len, parts)))
+                error = pump.no_room(sum(map(len, parts)), in_file_too=False)
                 raise SharedMemoryFull(f"after {self._room_timeout} s there is still {error}")
         pump.place(record, parts)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import math
+import numbers
 import operator
 import os
 import signal
@@ -85,8 +87,11 @@ class Executor(concurrent.futures.Executor):
                 raise ValueError("max_tasks_per_child must be >= 1")
         self._threshold = size_in_bytes(out_of_band, "out_of_band")
         limit = None if shm_limit is None else max(size_in_bytes(shm_limit, "shm_limit"), _LEAST_LIMIT)
-        if shm_timeout is not None and not shm_timeout >= 0:
-            raise ValueError(f"shm_timeout must be seconds, at least 0, not {shm_timeout!r}")
+        if shm_timeout is not None:
+            if isinstance(shm_timeout, bool) or not isinstance(shm_timeout, numbers.Real):
+                raise TypeError(f"shm_timeout must be seconds or None, not {type(shm_timeout).__name__}")
+            if not 0 <= shm_timeout < math.inf:
+                raise ValueError(f"shm_timeout must be seconds, at least 0, or None, not {shm_timeout!r}")
         method = choose_start_method(mp_context)
         self.name = name
         self._max_workers = max_workers

@@ -112,7 +112,7 @@ class Members:
             else:
                 error = _died(action.record, exit_code, poison=action.poison)
                 pump.settle(action.record, None, error, TaskEvent.FAIL)
-        if claim:
+        if claim and not pump.has_view_of(claim):
             board.blocks.free_owned(claim | RESULT)
         board.blocks.free_owned(KEPT | at)
 

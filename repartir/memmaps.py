@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from typing import Any
 
 _IN_FILE = frozenset({"r", "r+", "w+"})
+_identities: weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int]] = weakref.WeakKeyDictionary()
+"""Device and inode of the file that a mapping was found to be of."""
 
 
 def reduce(array: Any) -> Any:
     """How a `numpy.memmap` is pickled as a reference; None where its elements have to travel.
 
-    That is so for mode "c" (what was written is in no file), for one without a file of that name any more, and for an
-    array of this type that maps nothing.
+    That is so for mode "c" (what was written is in no file), for one whose file has no name any more or was replaced by
+    another of that name, and for an array of this type that maps nothing.
     """
     import numpy
 
@@ -34,6 +37,10 @@ def reduce(array: Any) -> Any:
     if first < start or last > status.st_size or last - start > len(mapping):
         return None
     identity = status.st_dev, status.st_ino
+    if _identities.get(mapping) != identity:
+        if not _is_mapped_at(base, path, status.st_ino):
+            return None
+        _identities[mapping] = identity
     origin = array.__array_interface__["data"][0] - low
     is_writable = mode != "r" and array.flags.writeable
     return attach, (
@@ -81,6 +88,24 @@ def attach(
         mapped.mode,
     )
     return view
+
+
+def _is_mapped_at(address: int, path: str, inode: int) -> bool:
+    """Whether what is mapped at an address is the file that has this path now; True where the system does not tell.
+
+    By path too, since some file systems show one inode to ``stat`` and another one there.
+    """
+    try:
+        with open("/proc/self/maps", "rb") as lines:
+            for line in lines:
+                extent, _, _, _, mapped, *rest = line.split(None, 5)
+                low, high = (int(end, 16) for end in extent.split(b"-"))
+                if low <= address < high:
+                    name = os.fsdecode(rest[0].rstrip(b"\n")) if rest else ""
+                    return int(mapped) == inode or name == os.path.realpath(path)
+    except OSError:
+        pass
+    return True
 
 
 def _byte_bounds(array: Any) -> tuple[int, int]:

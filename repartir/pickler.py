@@ -276,9 +276,14 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         flags = array.flags
         order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
         if array.nbytes >= self.threshold:
-            return arrays.from_buffer, (self._beside(array, order), array.dtype, array.shape, order)
-        if array.dtype.kind in "mM":  # numpy's own pickle would lose the byte order
-            return arrays.from_buffer, (bytearray(array.tobytes(order)), array.dtype, array.shape, order)
+            # Stands for the elements, whatever their strides, type and flags: see `dump`.
+            buffer = pickle.PickleBuffer(_EMPTY)
+            self.arrays[id(buffer)] = buffer, ArrayBuffer(array, order)
+            return arrays.from_buffer, (buffer, array.dtype, array.shape, order)
+        if not array.dtype.isnative:
+            # Numpy's own way brings some of them home: of which dtype an array is would depend on its size.
+            elements = bytearray(bytes(ArrayBuffer(array, order)))
+            return arrays.from_buffer, (elements, array.dtype, array.shape, order)
         # A read-only buffer would arrive read-only, but what arrives is the receiver's own to write.
         return (array if flags.writeable else array.copy(order="K")).__reduce_ex__(PROTOCOL)
 
@@ -287,19 +292,17 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         return found.call
 
     def _reduce_memoryview(self, view: memoryview) -> Any:
-        if view.nbytes >= self.threshold and view.c_contiguous:
+        is_large = view.nbytes >= self.threshold
+        if not arrays.can_be_cast(view):
             import numpy
 
-            elements: Any = self._beside(numpy.frombuffer(view.cast("B"), numpy.uint8), "C")
-        else:
-            elements = bytearray(view.tobytes())
-        return arrays.view_of, (elements, view.format, view.shape)
+            return memoryview, (numpy.asarray(view),)
+        elements: Any = view.cast("B") if view.c_contiguous else view.tobytes()
+        if is_large:
+            import numpy
 
-    def _beside(self, array: Any, order: str) -> pickle.PickleBuffer:
-        """What stands in the pickle for the elements, whatever their strides, type and flags: see `dump`."""
-        buffer = pickle.PickleBuffer(_EMPTY)
-        self.arrays[id(buffer)] = buffer, ArrayBuffer(array, order)
-        return buffer
+            elements = numpy.frombuffer(elements, numpy.uint8)
+        return arrays.view_of, (elements if is_large else bytearray(elements), view.format, view.shape)
 
     def _reduce_class(self, cls: type) -> Any:
         if cls.__module__ == "builtins":

@@ -7,6 +7,7 @@ of /dev/shm works all the same, at the speed of the page cache.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -151,6 +152,26 @@ def _usage(arena: Arena) -> Usage:
     return Usage(*((count, size) for count, size in held))
 
 
+class BlockRef(weakref.ref[Any]):
+    """A weak reference to an exporter that knows the block."""
+
+    __slots__ = ("handle",)
+    handle: Handle
+
+
+def watch(exporter: Any, handle: Handle, dead: deque[BlockRef]) -> BlockRef:
+    """Have the reference that this gives appended to ``dead`` when the last view of the block has died.
+
+    By C code alone, so no signal handler's exception can get lost in between.  Keep the reference until then.
+    """
+    ref = BlockRef(exporter, dead.append)
+    ref.handle = handle
+    return ref
+
+
 def when_dead(exporter: Any, call: Any, *args: Any) -> None:
-    """Have ``call(*args)`` called when the last view of an opened block has died; from any thread, so without locks."""
+    """Have ``call(*args)`` called when the last view of an opened block has died; from any thread, so without locks.
+
+    As long as no signal handler raises right then: for what may get lost.
+    """
     weakref.finalize(exporter, call, *args).atexit = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import mmap
 import os
 from collections.abc import Sequence
 from typing import NoReturn
@@ -123,7 +124,7 @@ class Board:
         Raises ``SharedMemoryFull``.
         """
         shape = RingLayout(rows)
-        limit = arena_limit() if limit is None else min(limit, arena_limit())
+        limit = arena_limit() if limit is None else min(limit, arena_limit()) // mmap.PAGESIZE * mmap.PAGESIZE
         with contextlib.ExitStack() as undo:
             ring = Segment.create(shape.total_bytes)
             undo.callback(ring.close)

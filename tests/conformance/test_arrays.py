@@ -1,320 +1,658 @@
-"""What a task may do with an array that it was given, and what a result is."""
+"""Arrays in arguments and results: whose they are, how long they stay, and when their memory is free again."""
 
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 import pytest
 
-import repartir
+from repartir import SharedMemoryFull, WorkerDied
+from tests.shared import family, gates, until
 
-from .kinds import FORK
-from .sync import LIMIT_S, Gate, GateKeeper
-
-MIB = 1 << 20
+from . import array_tasks as tasks
+from .kinds import FORK, SPAWN, workers
+from .sync import LIMIT_S, BellKeeper, GateKeeper, wait_for_end
+from .tasks import echo, pid, ring_and_wait
 
 pytestmark = pytest.mark.kinds(FORK)
-Make = Callable[..., repartir.Executor]
+both_starts = pytest.mark.kinds(FORK, SPAWN)
 
-_kept: list[Any] = []
-
-
-def numbers(count: int = 100_000, first: int = 0) -> Any:
-    return np.arange(first, first + count, dtype="f8")
+Make = Callable[..., Any]
+KIB, MIB = 1 << 10, 1 << 20
+SIZE = 256 * KIB
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+def full(value: int, size: int = SIZE) -> Any:
+    return np.full(size, value, np.uint8)
 
 
-def overwrite(array: Any) -> float:
-    array[:] = -1
-    return float(array.sum())
+def churn(ex: Executor, rounds: int = 24) -> None:
+    """Use the memory that is free for other arguments and results."""
+    futures = [ex.submit(echo, full(255, SIZE + 4096 * (n % 3))) for n in range(rounds)]
+    assert all(future.result(LIMIT_S)[-1] == 255 for future in futures)
 
 
-def identity(value: Any) -> Any:
-    return value
+def is_full_of(array: Any, value: int) -> bool:
+    return bool((array == value).all())
 
 
-def part(array: Any) -> Any:
-    return array[::2].reshape(2, -1).T
+@pytest.fixture
+def one(make: Make) -> Any:
+    """An executor with one worker."""
+    return make(1)
 
 
-def keep(array: Any) -> int:
-    _kept.append(array[1:])
-    return len(_kept)
-
-
-def sums_of_kept() -> list[float]:
-    return [float(array.sum()) for array in _kept]
-
-
-def forget() -> int:
-    _kept.clear()
-    return os.getpid()
-
-
-def is_same_object(one: Any, other: Any) -> tuple[bool, bool]:
-    one[0] = 77
-    return one is other, bool(other[0] == 77)
-
-
-def raise_with(array: Any) -> None:
-    error = ValueError("carries its array")
-    error.array = array  # type: ignore[attr-defined]
-    raise error
-
-
-def zeros(size: int) -> Any:
-    return np.zeros(size, np.uint8)
-
-
-def fork_and_write(gate: Gate, path: str, array: Any) -> float:
-    """A child writes to the array, and looks at it again after the task is over."""
-    if os.fork() == 0:
-        try:
-            array[0] = -5
-            gate.wait()
-            with open(path, "w") as file:
-                file.write(f"{array[0]} {array[1:].sum()}")
-        finally:
-            os._exit(0)
-    return float(array.sum())
-
-
-def process_sums(array: Any) -> float:
-    queue: Any = multiprocessing.get_context("fork").SimpleQueue()
-    process = multiprocessing.get_context("fork").Process(target=_put_sum, args=(queue, array))
-    process.start()
-    found = queue.get()
-    process.join()
-    return float(found)
-
-
-def _put_sum(queue: Any, array: Any) -> None:
-    array += 1
-    queue.put(float(array.sum()))
+def wait_for_blocks(ex: Any, count: int) -> None:
+    until(lambda: ex.stats().blocks == count)
 
 
 # ---- arguments
 
 
-def test_a_task_may_write_to_its_argument_and_nobody_sees_it(make: Make) -> None:
-    with make(2) as ex:
-        array = numbers()
-        futures = [ex.submit(overwrite, array) for _ in range(6)]
-        assert [future.result(LIMIT_S) for future in futures] == [-100_000.0] * 6
-        assert np.array_equal(array, numbers())
-        assert list(ex.map(overwrite, [array] * 4, chunksize=2)) == [-100_000.0, -100_000.0] * 2
-        assert np.array_equal(ex.submit(identity, array).result(LIMIT_S), numbers())
+@workers
+def test_what_a_task_writes_to_its_argument_nobody_else_sees(ex: Executor) -> None:
+    original = np.arange(SIZE)
+    for value in (1, 2, 3):
+        assert ex.submit(tasks.overwrite, original, value).result(LIMIT_S) == SIZE
+    together = [ex.submit(tasks.overwrite, original, value) for value in range(8)]
+    assert [future.result(LIMIT_S) for future in together] == [SIZE] * 8
+    assert (original == np.arange(SIZE)).all()
 
 
-def test_what_the_client_writes_after_the_submit_the_task_does_not_see(make: Make) -> None:
-    with make(1) as ex:
-        array = numbers()
-        future = ex.submit(identity, array)
-        array[:] = 0
-        assert np.array_equal(future.result(LIMIT_S), numbers())
+@workers
+def test_what_the_client_writes_after_the_submit_no_task_sees(ex: Executor) -> None:
+    array = full(1)
+    futures = []
+    for value in range(1, 9):
+        array[...] = value
+        futures.append(ex.submit(tasks.total, array))
+    array[...] = 0
+    assert [future.result(LIMIT_S) for future in futures] == [value * SIZE for value in range(1, 9)]
 
 
-def test_an_array_given_twice_is_one_array(make: Make) -> None:
-    with make(1) as ex:
-        array = numbers()
-        assert ex.submit(is_same_object, array, array).result(LIMIT_S) == (True, True)
-        assert ex.submit(is_same_object, array, array[:]).result(LIMIT_S) == (False, False)
+@workers
+def test_an_argument_given_twice_is_one_array_in_the_task(ex: Executor) -> None:
+    original = full(1)
+    are_one, seen = ex.submit(tasks.aliased, original, original, {"array": original}).result(LIMIT_S)
+    assert are_one
+    assert seen[0] == 99
+    assert is_full_of(original, 1)
 
 
-def test_what_outlives_its_task_is_not_overwritten(make: Make) -> None:
-    with make(1, shm_limit="64MiB") as ex:
-        for nth in range(5):
-            assert ex.submit(keep, numbers(first=nth)).result(LIMIT_S) == nth + 1
-        for _ in range(200):
-            ex.submit(overwrite, numbers()).result(LIMIT_S)
-        expected = [float(numbers(first=nth)[1:].sum()) for nth in range(5)]
-        assert ex.submit(sums_of_kept).result(LIMIT_S) == expected
-        assert ex.stats().kept_bytes >= 5 * 800_000
-        ex.submit(forget).result(LIMIT_S)
-        until(lambda: ex.submit(len, "a").result(LIMIT_S) and ex.stats().kept_bytes == 0)
+@workers
+def test_arrays_of_every_layout_come_back_as_they_went(ex: Executor) -> None:
+    made = np.arange(SIZE, dtype=">i4").reshape(16, 64, -1)
+    layouts = [
+        made,
+        np.asfortranarray(made),
+        made.T,
+        made[:, ::2],
+        made[::-1],
+        np.broadcast_to(made[0], made.shape),
+    ]
+    for array in layouts:
+        copy = ex.submit(echo, array).result(LIMIT_S)
+        np.testing.assert_array_equal(copy, array, strict=True)
+        assert copy.flags.f_contiguous == array.flags.f_contiguous
+        assert copy.flags.writeable
 
 
-def test_what_a_dead_worker_kept_is_given_back(make: Make) -> None:
-    with make(1) as ex:
-        ex.submit(keep, numbers()).result(LIMIT_S)
-        assert ex.stats().kept_bytes > 0
-        os.kill(ex.submit(os.getpid).result(LIMIT_S), signal.SIGKILL)
-        until(lambda: ex.stats().kept_bytes == 0)
-        assert ex.submit(sums_of_kept).result(LIMIT_S) == []
+def test_the_memory_of_arguments_is_free_after_their_tasks(one: Any) -> None:
+    one.submit(tasks.total, full(1)).result(LIMIT_S)
+    before = one.stats()
+    for _ in range(5):
+        one.submit(tasks.total, full(1)).result(LIMIT_S)
+        assert one.stats().blocks == before.blocks
+    assert one.stats().backed_bytes == before.backed_bytes
+    assert before.kept_bytes == 0
 
 
-def test_an_error_that_carries_its_argument(make: Make) -> None:
-    with make(1) as ex:
-        for _ in range(3):
-            error = ex.submit(raise_with, numbers()).exception(LIMIT_S)
-            assert isinstance(error, ValueError)
-            assert np.array_equal(error.array, numbers())  # type: ignore[attr-defined]
-        until(lambda: ex.submit(len, "a").result(LIMIT_S) and ex.stats().kept_bytes == 0)
+# ---- arguments that outlive their task
 
 
-def test_a_child_of_a_task_keeps_its_own_content(
-    make: Make, gate: GateKeeper, tmp_path: Any, kind: Any
+@pytest.mark.parametrize("how", tasks.WAYS_TO_KEEP)
+def test_what_a_task_keeps_of_its_argument_no_later_task_overwrites(one: Any, how: str) -> None:
+    for value in (7, 8):
+        one.submit(tasks.keep, how, full(value)).result(LIMIT_S)
+    assert one.stats().kept_bytes >= 2 * SIZE
+    churn(one)
+    assert one.submit(tasks.kept_values).result(LIMIT_S) == [{7}, {8}]
+    one.submit(tasks.drop).result(LIMIT_S)
+    until(lambda: one.stats().kept_bytes == 0)
+
+
+def test_it_may_be_given_back_in_any_order(one: Any) -> None:
+    for value in range(12):
+        one.submit(tasks.keep, "itself", full(value)).result(LIMIT_S)
+    one.submit(tasks.drop, slice(None, None, 2)).result(LIMIT_S)
+    until(lambda: one.stats().kept_bytes < 7 * SIZE)
+    churn(one)
+    assert one.submit(tasks.kept_values).result(LIMIT_S) == [{value} for value in range(1, 12, 2)]
+    one.submit(tasks.drop).result(LIMIT_S)
+    until(lambda: one.stats().kept_bytes == 0)
+
+
+def test_of_several_arguments_one_that_is_kept_keeps_its_content(one: Any) -> None:
+    arrays = [full(value) for value in range(4)]
+    one.submit(tasks.keep, "itself", arrays).result(LIMIT_S)
+    churn(one)
+    (values,) = one.submit(tasks.kept_values).result(LIMIT_S)
+    assert values == {0, 1, 2, 3}
+
+
+def test_a_thread_that_outlives_its_task_still_has_the_argument(
+    one: Any, gate: GateKeeper, bell: BellKeeper
 ) -> None:
-    with make(1, shm_limit="64MiB") as ex:
-        path = tmp_path / "seen"
-        array = numbers()
-        assert ex.submit(fork_and_write, gate.gate, str(path), array).result(LIMIT_S) == array.sum()
-        for _ in range(100):
-            ex.submit(overwrite, array).result(LIMIT_S)
-        gate.open()
-        until(lambda: path.exists() and path.read_text())
-        assert path.read_text() == f"-5.0 {array[1:].sum()}"
+    one.submit(tasks.keep_in_thread, gate.gate, bell.bell, full(5)).result(LIMIT_S)
+    assert one.stats().kept_bytes >= SIZE
+    churn(one)
+    gate.open()
+    assert bell.hear() == "{5}"
+    until(lambda: one.submit(pid).result(LIMIT_S) and one.stats().kept_bytes == 0)
 
 
-def test_a_process_that_a_task_starts_sees_the_argument(make: Make) -> None:
-    with make(1) as ex:
-        array = numbers()
-        for _ in range(3):
-            assert ex.submit(process_sums, array).result(LIMIT_S) == (array + 1).sum()
-        assert ex.stats().kept_bytes < 2 * array.nbytes
+def test_what_a_killed_worker_kept_is_free_again(make: Make) -> None:
+    ex = make(2)
+    for value in range(6):
+        ex.submit(tasks.keep, "itself", full(value)).result(LIMIT_S)
+    assert ex.stats().kept_bytes >= 6 * SIZE
+    workers_alive = {ex.submit(pid).result(LIMIT_S) for _ in range(20)}
+    until(lambda: workers_alive.add(ex.submit(pid).result(LIMIT_S)) or len(workers_alive) == 2)
+    for worker in workers_alive:
+        os.kill(worker, signal.SIGKILL)
+    until(lambda: ex.stats().kept_bytes == 0)
+    assert ex.stats().lost == 2
+    churn(ex)
+
+
+def test_what_retired_workers_kept_is_free_again(make: Make) -> None:
+    ex = make(1, max_tasks_per_child=1)
+    for value in range(3):
+        ex.submit(tasks.keep, "itself", full(value)).result(LIMIT_S)
+    until(lambda: ex.stats().kept_bytes == 0)
+
+
+def test_a_worker_killed_while_it_has_an_argument_frees_it(
+    one: Any, gate: GateKeeper, bell: BellKeeper
+) -> None:
+    future = one.submit(ring_and_wait, bell.bell, gate.gate, full(1))
+    os.kill(int(bell.hear()), signal.SIGKILL)
+    with pytest.raises(WorkerDied):
+        future.result(LIMIT_S)
+    wait_for_blocks(one, 1)
+    assert one.stats().kept_bytes == 0
 
 
 # ---- results
 
 
-def test_a_result_is_the_callers_own_and_costs_no_private_memory(make: Make) -> None:
-    with make(2) as ex:
-        one, other = (ex.submit(identity, numbers()).result(LIMIT_S) for _ in range(2))
-        assert ex.stats().viewed_bytes >= 2 * one.nbytes
-        one += 1
-        assert np.array_equal(other, numbers())
-        assert one[0] == 1
-        del one
-        assert ex.stats().viewed_bytes < 2 * other.nbytes
-        view = other[10:20]
-        del other
-        gc.collect()
-        for _ in range(50):
-            ex.submit(overwrite, numbers()).result(LIMIT_S)
-        assert list(view) == list(range(10, 20))
-        del view
-        assert ex.stats().viewed_bytes == 0
+@workers
+def test_a_result_can_be_written_to_and_no_later_task_overwrites_it(ex: Any) -> None:
+    results = [ex.submit(tasks.full, SIZE, value).result(LIMIT_S) for value in range(8)]
+    churn(ex)
+    for value, result in enumerate(results):
+        assert is_full_of(result, value)
+        result[...] = 100 + value
+    churn(ex)
+    assert all(is_full_of(result, 100 + value) for value, result in enumerate(results))
 
 
-def test_a_result_that_is_a_view_of_the_argument(make: Make) -> None:
-    with make(1) as ex:
-        result = ex.submit(part, numbers()).result(LIMIT_S)
-        assert np.array_equal(result, part(numbers()))
-        assert result.flags.writeable
-        assert ex.stats().kept_bytes == 0
+def test_a_result_is_no_copy_and_its_memory_is_free_after_its_last_view(one: Any) -> None:
+    one.submit(tasks.full, SIZE, 0).result(LIMIT_S)
+    until(lambda: one.stats().viewed_bytes == 0)
+    before = one.stats().blocks
+    result = one.submit(tasks.full, SIZE, 3).result(LIMIT_S)
+    assert one.stats().viewed_bytes >= SIZE
+    view = memoryview(result[::2].T[100:])
+    del result
+    churn(one)
+    assert one.stats().viewed_bytes >= SIZE
+    assert set(view.tolist()) == {3}
+    del view
+    until(lambda: one.stats().viewed_bytes == 0)
+    wait_for_blocks(one, before + 1)  # `churn` brought a function
 
 
-def test_results_outlive_the_executor(make: Make) -> None:
-    with make(2) as ex:
-        results = [ex.submit(identity, numbers(first=nth)).result(LIMIT_S) for nth in range(4)]
-        ex.submit(identity, numbers()).result(LIMIT_S)
+def test_views_die_while_nobody_waits_for_a_task(one: Any) -> None:
+    one.submit(tasks.full, SIZE, 0).result(LIMIT_S)
+    until(lambda: one.stats().viewed_bytes == 0)
+
+
+@both_starts
+def test_results_stay_valid_after_the_shutdown(make: Make) -> None:
+    ex = make(2)
+    results = [ex.submit(tasks.full, SIZE, value).result(LIMIT_S) for value in range(6)]
+    del results[::2]
     ex.shutdown()
+    results[0][:10] = 9
+    assert results[0][:10].tolist() == [9] * 10
+    assert all(is_full_of(result[10:], 2 * n + 1) for n, result in enumerate(results))
     del ex
     gc.collect()
-    for nth, result in enumerate(results):
-        assert np.array_equal(result, numbers(first=nth))
-        result += 1
-    del results[1]
-    assert np.array_equal(results[1], numbers(first=3))
+    assert all(is_full_of(result[10:], 2 * n + 1) for n, result in enumerate(results))
+
+
+def test_after_the_shutdown_each_result_frees_its_memory(make: Make) -> None:
+    ex = make(1)
+    arena = os.dup(ex._broker.board.segments[1].fd)
+    try:
+
+        def taken() -> int:
+            return os.fstat(arena).st_blocks * 512
+
+        results = [ex.submit(tasks.full, MIB, value).result(LIMIT_S) for value in range(4)]
+        churn(ex, 40)
+        ex.shutdown()
+        assert 4 * MIB <= taken() < 4 * MIB + 128 * KIB
+        while results:
+            assert is_full_of(results[0], 4 - len(results))
+            del results[0]
+            assert taken() < len(results) * MIB + 128 * KIB
+    finally:
+        os.close(arena)
+
+
+def test_results_outlive_an_executor_that_was_never_shut_down(make: Make) -> None:
+    ex = make(1)
+    result = ex.submit(tasks.full, SIZE, 4).result(LIMIT_S)
+    thread = ex._broker.thread
+    del ex
+    gc.collect()
+    thread.join(LIMIT_S)
+    assert not thread.is_alive()
+    assert is_full_of(result, 4)
+
+
+@pytest.mark.parametrize("end", ["kill_workers", "terminate_workers"])
+def test_results_outlive_killed_workers(make: Make, end: str) -> None:
+    ex = make(2)
+    result = ex.submit(tasks.full, SIZE, 4).result(LIMIT_S)
+    getattr(ex, end)()
+    ex.shutdown()
+    assert is_full_of(result, 4)
+
+
+@pytest.mark.parametrize(
+    "how", ["itself", "a slice", "every second", "backwards", "another shape", "a memoryview"]
+)
+@both_starts
+def test_a_result_that_is_a_view_of_the_argument(ex: Any, how: str) -> None:
+    original = np.arange(SIZE)
+    result = ex.submit(tasks.part, original, how).result(LIMIT_S)
+    assert ex.stats().kept_bytes == 0
+    churn(ex)
+    expected = np.array(tasks.WAYS_TO_KEEP[how](original))
+    np.testing.assert_array_equal(np.array(result), expected)
+    result[0] = result[-1]
+    assert (original == np.arange(SIZE)).all()
+
+
+@both_starts
+def test_a_result_that_is_the_argument_and_views_of_it(ex: Any) -> None:
+    original = np.arange(SIZE).reshape(4, -1)
+    itself, transposed, rest, again = ex.submit(tasks.parts, original).result(LIMIT_S)
+    assert itself is again
+    transposed[...] = -1
+    np.testing.assert_array_equal(itself, original)
+    np.testing.assert_array_equal(rest, original[1:])
+    assert ex.stats().kept_bytes == 0
+
+
+def test_a_result_given_back_as_an_argument(one: Any) -> None:
+    array = one.submit(tasks.full, SIZE, 1).result(LIMIT_S)
+    for _ in range(6):
+        array = one.submit(tasks.double_in_place, array).result(LIMIT_S)
+    assert is_full_of(array, 64)
+    del array
+    until(lambda: one.stats().viewed_bytes == 0)
 
 
 def test_ten_thousand_results_at_a_time(make: Make) -> None:
-    with make(2) as ex:
-        futures = [ex.submit(identity, np.full(8192, nth)) for nth in range(10_000)]
-        results = [future.result(LIMIT_S) for future in futures]
-        del futures
-        assert all(result[0] == nth == result[-1] for nth, result in enumerate(results))
-        assert ex.stats().blocks >= 10_000
-        del results
-        assert ex.stats().viewed_bytes == 0
+    ex = make(2, out_of_band=1)
+    ex.submit(tasks.full, 1000, 0).result(LIMIT_S)
+    until(lambda: ex.stats().viewed_bytes == 0)
+    before = ex.stats().blocks
+    futures = [ex.submit(tasks.full, 1000, n % 251) for n in range(10_000)]
+    results = [future.result(LIMIT_S) for future in futures]
+    del futures
+    assert ex.stats().blocks == before + 10_000
+    assert ex.stats().viewed_bytes >= 10_000_000
+    assert all(is_full_of(result, n % 251) for n, result in enumerate(results))
+    del results[::2]
+    wait_for_blocks(ex, before + 5_000)
+    more = [ex.submit(tasks.full, 1000, 7).result(LIMIT_S) for _ in range(100)]
+    assert all(is_full_of(result, (2 * n + 1) % 251) for n, result in enumerate(results))
+    del results, more
+    wait_for_blocks(ex, before)
+    assert ex.stats().viewed_bytes == 0
 
 
-def test_results_that_are_kept_never_starve_the_workers(make: Make) -> None:
-    with make(2, shm_limit="32MiB") as ex:
-        results = [ex.submit(zeros, 2 * MIB + nth).result(LIMIT_S) for nth in range(40)]
-        assert ex.stats().viewed_bytes <= 16 * MIB
-        for nth, result in enumerate(results):
-            assert result.nbytes == 2 * MIB + nth
-            result[:] = nth
-        assert [result[-1] for result in results] == list(range(40))
+def test_results_beyond_half_of_the_limit_come_as_private_memory(make: Make) -> None:
+    ex = make(1, shm_limit=16 * MIB)
+    results = [ex.submit(tasks.full, MIB, value).result(LIMIT_S) for value in range(40)]
+    assert 0 < ex.stats().viewed_bytes <= 8 * MIB
+    assert ex.stats().arena_bytes <= 9 * MIB
+    assert all(is_full_of(result, value) for value, result in enumerate(results))
+    assert all(result.flags.writeable for result in results)
+    results.clear()
+    until(lambda: ex.stats().viewed_bytes == 0)
+    again = ex.submit(tasks.full, MIB, 1).result(LIMIT_S)
+    assert ex.stats().viewed_bytes >= MIB
+    assert is_full_of(again, 1)
 
 
-def test_out_of_band_is_an_option(make: Make) -> None:
-    with make(1, out_of_band=1000) as ex:
-        small = ex.submit(identity, np.zeros(1000, np.uint8)).result(LIMIT_S)
-        assert ex.stats().viewed_bytes >= small.nbytes
-    with make(1, out_of_band="1MiB") as ex:
-        large = ex.submit(identity, np.zeros(MIB - 1, np.uint8)).result(LIMIT_S)
-        assert large.flags.writeable
-        assert ex.stats().viewed_bytes == 0
+def test_a_result_larger_than_the_limit_comes_as_private_memory(make: Make) -> None:
+    ex = make(1, shm_limit=4 * MIB)
+    results = [ex.submit(tasks.full, 16 * MIB, value).result(LIMIT_S) for value in range(3)]
+    assert ex.stats().viewed_bytes == 0
+    assert all(is_full_of(result, value) for value, result in enumerate(results))
+    wait_for_blocks(ex, 1)
+    assert ex.stats().spills == 0
 
 
-# ---- children of the client
+# ---- exceptions
 
 
-@pytest.fixture
-def child() -> Iterator[Callable[[Callable[[], object]], Callable[[], None]]]:
-    """Runs a function in a forked child; what comes back waits for it, and fails if it raised."""
-    pids: list[int] = []
-
-    def fork(run: Callable[[], object]) -> Callable[[], None]:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                run()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        pids.append(pid)
-
-        def join() -> None:
-            pids.remove(pid)
-            assert os.waitpid(pid, 0)[1] == 0
-
-        return join
-
-    yield fork
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+@pytest.mark.parametrize("how", ["plain", "chained", "in a group", "with the array"])
+@both_starts
+def test_an_exception_does_not_keep_the_argument(ex: Any, how: str) -> None:
+    with pytest.raises((ValueError, ExceptionGroup, tasks.ArrayError)) as caught:
+        ex.submit(tasks.raise_with_frames, full(3), how).result(LIMIT_S)
+    assert ex.stats().kept_bytes == 0
+    if how == "with the array":
+        churn(ex)
+        assert is_full_of(caught.value.args[0], 3)
+        assert is_full_of(caught.value.data, 3)
 
 
-@pytest.mark.parametrize("is_over", [False, True], ids=["executor lives", "executor is over"])
-def test_a_forked_child_has_results_of_its_own(
-    make: Make, new_gate: Callable[[], GateKeeper], child: Any, is_over: bool
+# ---- forks
+
+QUARTER = "[[4], [3], [3], [3]]"
+
+
+def use_in_child(array: Any, bell: Any, gate: Any) -> None:
+    assert is_full_of(array, 3)
+    tasks._show_later(bell, gate, array, 4)
+
+
+@pytest.mark.parametrize("shut_down", ["before the fork", "after the fork", "never"])
+def test_a_child_of_the_client_has_its_results_to_itself(
+    make: Make, gate: GateKeeper, bell: BellKeeper, shut_down: str
 ) -> None:
-    wrote, reused = new_gate(), new_gate()
-    with make(1, shm_limit="64MiB") as ex:
-        results = [ex.submit(identity, numbers()).result(LIMIT_S)]
-        if is_over:
+    ex = make(1)
+    result = ex.submit(tasks.full, 4 * SIZE, 3).result(LIMIT_S)
+    if shut_down == "before the fork":
+        ex.shutdown()
+    with family() as children:
+        child = children.fork(use_in_child, result, bell.bell, gate.gate)
+        assert bell.hear() == "written"
+        assert is_full_of(result, 3)
+        del result
+        gc.collect()
+        if shut_down == "after the fork":
             ex.shutdown()
+        elif shut_down == "never":
+            others = [ex.submit(tasks.full, 4 * SIZE, 9).result(LIMIT_S) for _ in range(6)]
+            churn(ex)
+            assert all(is_full_of(other, 9) for other in others)
+        gate.open()
+        assert bell.hear() == QUARTER
+        child.join()
 
-        def in_child() -> None:
-            results[0][0] = -9
-            wrote.open()
-            reused.gate.wait()
-            assert results[0][0] == -9
-            assert np.array_equal(results[0][1:], numbers()[1:])
 
-        join = child(in_child)
-        wrote.gate.wait()
-        assert results[0][0] == 0
+def test_a_child_may_drop_what_the_client_still_has(make: Make) -> None:
+    ex = make(1)
+    results = [ex.submit(tasks.full, SIZE, value).result(LIMIT_S) for value in range(4)]
+
+    def in_child() -> None:
         results.clear()
-        if not is_over:
-            for _ in range(100):
-                ex.submit(overwrite, numbers()).result(LIMIT_S)
-        reused.open()
-        join()
+        gc.collect()
+
+    with family() as children:
+        children.fork(in_child).join()
+    churn(ex)
+    assert all(is_full_of(result, value) for value, result in enumerate(results))
+    ex.shutdown()
+    with family() as children:
+        children.fork(in_child).join()
+    assert all(is_full_of(result, value) for value, result in enumerate(results))
+
+
+def test_results_that_come_after_a_fork_are_given_back_as_ever(make: Make) -> None:
+    ex = make(1)
+    early = ex.submit(tasks.full, SIZE, 1).result(LIMIT_S)
+    with gates(1) as (end,), family() as children:
+        children.fork(end.wait)
+        pinned = ex.stats().viewed_bytes
+        del early
+        for value in range(10):
+            late = ex.submit(tasks.full, SIZE, value).result(LIMIT_S)
+            assert is_full_of(late, value)
+            del late
+        until(lambda: ex.stats().viewed_bytes == pinned)
+        end.open()
+
+
+def test_an_executor_made_while_another_has_views(make: Make) -> None:
+    first = make(1)
+    result = first.submit(tasks.full, SIZE, 1).result(LIMIT_S)
+    second = make(1)
+    assert second.submit(tasks.total, result).result(LIMIT_S) == SIZE
+    doubled = second.submit(tasks.double_in_place, result).result(LIMIT_S)
+    first.shutdown()
+    second.shutdown()
+    assert is_full_of(result, 1)
+    assert is_full_of(doubled, 2)
+
+
+@pytest.mark.parametrize("way", [tasks.fork_with, tasks.process_with])
+def test_a_child_of_a_task_has_the_argument_to_itself(
+    one: Any, gate: GateKeeper, bell: BellKeeper, way: Callable[..., Any]
+) -> None:
+    original = full(3, 4 * SIZE)
+    child, seen = one.submit(way, bell.bell, gate.gate, original, 4).result(LIMIT_S)
+    assert seen == [3]
+    assert bell.hear() == "written"
+    churn(one)
+    kept = one.stats().kept_bytes
+    gate.open()
+    assert bell.hear() == QUARTER
+    assert wait_for_end(child)
+    for value in range(5):
+        assert one.submit(tasks.overwrite, original, value).result(LIMIT_S) == 1
+    assert one.stats().kept_bytes == kept
+    assert is_full_of(original, 3)
+
+
+# ---- maps
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 3])
+@pytest.mark.parametrize("buffersize", [None, 2])
+@both_starts
+def test_a_map_over_arrays(ex: Any, chunksize: int | None, buffersize: int | None) -> None:
+    items = [full(value) for value in range(10)]
+    results = list(ex.map(tasks.double_in_place, items, chunksize=chunksize, buffersize=buffersize))
+    assert all(is_full_of(result, 2 * value) for value, result in enumerate(results))
+    assert all(is_full_of(item, value) for value, item in enumerate(items))
+    results[0][...] = 77
+    assert all(is_full_of(result, 2 * value) for value, result in enumerate(results) if value)
+    assert ex.stats().kept_bytes == 0
+
+
+def test_a_map_over_arrays_and_numbers(ex: Any) -> None:
+    items = [full(value) for value in range(10)]
+    results = list(ex.map(tasks.add_to, items, range(10), chunksize=4))
+    assert all(is_full_of(result, 2 * value) for value, result in enumerate(results))
+
+
+def test_one_array_in_every_item_of_a_chunk_is_one_in_the_task(one: Any) -> None:
+    """As in the standard library, where a chunk is pickled as one."""
+    array = full(0)
+    results = list(one.map(tasks.add_to, [array] * 3, [1, 1, 1], chunksize=3))
+    assert results[0] is results[2]
+    assert is_full_of(array, 0)
+
+
+def test_a_map_with_a_buffersize_holds_few_blocks(one: Any) -> None:
+    most = 0
+    for result in one.map(tasks.double_in_place, (full(1, MIB) for _ in range(40)), buffersize=2):
+        most = max(most, one.stats().arena_bytes)
+        del result
+    assert most <= 8 * MIB
+    until(lambda: one.stats().viewed_bytes == 0)
+
+
+# ---- options
+
+
+def views_of(ex: Any, size: int) -> int:
+    """Bytes of blocks that a result of so many bytes lies in."""
+    until(lambda: ex.stats().viewed_bytes == 0)
+    result = ex.submit(tasks.full, size, 1).result(LIMIT_S)
+    assert is_full_of(result, 1)
+    return int(ex.stats().viewed_bytes)
+
+
+@pytest.mark.parametrize(
+    ("out_of_band", "beside"), [(1, 1), (5000, 5000), ("10 KiB", 10_240), ("1GiB", None)]
+)
+def test_out_of_band_says_from_which_size_on_arrays_go_beside_the_pickle(
+    make: Make, out_of_band: Any, beside: int | None
+) -> None:
+    ex = make(1, out_of_band=out_of_band)
+    if beside is None:
+        assert views_of(ex, 8 * MIB) == 0
+    else:
+        assert views_of(ex, beside) >= beside
+        assert views_of(ex, beside - 1) == 0
+    array = np.arange(MIB)
+    assert ex.submit(tasks.total, array).result(LIMIT_S) == array.sum()
+
+
+@pytest.mark.parametrize("limit", [MIB, "1MiB", 1_500_001, "2.5MiB", 1])
+def test_shared_memory_stays_within_its_limit(make: Make, limit: Any) -> None:
+    ex = make(1, shm_limit=limit)
+    stats = ex.stats()
+    assert MIB <= stats.arena_limit <= 3_000_000
+    futures = [ex.submit(tasks.double_in_place, full(value, 300_000)) for value in range(20)]
+    assert all(is_full_of(future.result(LIMIT_S), 2 * value) for value, future in enumerate(futures))
+    assert ex.stats().backed_bytes <= stats.arena_limit
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("out_of_band", None, TypeError),
+        ("out_of_band", 1.5, TypeError),
+        ("out_of_band", True, TypeError),
+        ("out_of_band", 0, ValueError),
+        ("out_of_band", -5, ValueError),
+        ("out_of_band", "", ValueError),
+        ("out_of_band", "many", ValueError),
+        ("out_of_band", "5 parsecs", ValueError),
+        ("shm_limit", 1e9, TypeError),
+        ("shm_limit", [1], TypeError),
+        ("shm_limit", False, TypeError),
+        ("shm_limit", 0, ValueError),
+        ("shm_limit", "-1GiB", ValueError),
+        ("shm_limit", "infGiB", ValueError),
+        ("shm_limit", "nan", ValueError),
+        ("shm_timeout", "3", TypeError),
+        ("shm_timeout", True, TypeError),
+        ("shm_timeout", [], TypeError),
+        ("shm_timeout", 1j, TypeError),
+        ("shm_timeout", -0.1, ValueError),
+        ("shm_timeout", float("nan"), ValueError),
+        ("shm_timeout", float("inf"), ValueError),
+    ],
+)
+def test_a_bad_option_is_an_error_that_names_it(
+    make: Make, option: str, value: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=f"^{option} must be "):
+        make(1, **{option: value})
+
+
+def test_a_submit_that_waits_for_room_gives_up_after_the_time_out(
+    make: Make, gate: GateKeeper, bell: BellKeeper
+) -> None:
+    ex = make(1, shm_limit=3 * MIB, shm_timeout=0.05)
+    running = [ex.submit(ring_and_wait, bell.bell, gate.gate, full(n, 600 * KIB)) for n in range(3)]
+    bell.hear()
+    late = ex.submit(tasks.total, full(1, 800 * KIB))
+    with pytest.raises(SharedMemoryFull, match=r"^after 0\.05 s there is still no room for 819,") as caught:
+        late.result(0)
+    assert "temporary files has no room" not in str(caught.value)
+    gate.open()
+    assert [int(future.result(LIMIT_S)[0]) for future in running] == [0, 1, 2]
+    assert ex.submit(tasks.total, full(1, 600 * KIB)).result(LIMIT_S) == 600 * KIB
+
+
+# ---- figures
+
+
+def test_stats_tell_what_is_under_way_and_what_is_held(one: Any, gate: GateKeeper, bell: BellKeeper) -> None:
+    at_first = one.stats()
+    assert (at_first.workers, at_first.queued, at_first.running, at_first.lost) == (1, 0, 0, 0)
+    assert (at_first.blocks, at_first.arena_bytes, at_first.spills, at_first.spilled_bytes) == (0, 0, 0, 0)
+    assert (at_first.viewed_bytes, at_first.kept_bytes) == (0, 0)
+    assert at_first.arena_limit > at_first.backed_bytes
+    futures = [one.submit(ring_and_wait, bell.bell, gate.gate, full(value)) for value in range(3)]
+    bell.hear()
+    under_way = one.stats()
+    assert (under_way.queued, under_way.running) == (2, 1)
+    assert under_way.blocks == 4  # three arguments and the function
+    assert 3 * SIZE <= under_way.arena_bytes <= 4 * SIZE
+    assert under_way.backed_bytes >= under_way.arena_bytes
+    assert repr(one).startswith("<Executor 1 workers: 2 queued, 1 running, arena ")
+    assert repr(one).endswith(" KiB in 4 blocks>")
+    gate.open()
+    results = [future.result(LIMIT_S) for future in futures]
+    del futures
+    until(lambda: one.stats().running == 0)
+    done = one.stats()
+    assert (done.queued, done.blocks) == (0, 4)  # three results and the function
+    assert 3 * SIZE <= done.viewed_bytes <= done.arena_bytes
+    assert is_full_of(results.pop(), 2)
+    until(lambda: one.stats().viewed_bytes < done.viewed_bytes)
+    with pytest.raises(AttributeError):
+        done.blocks = 0
+
+
+def test_stats_and_repr_tell_of_spills(make: Make, gate: GateKeeper, bell: BellKeeper) -> None:
+    ex = make(1, shm_limit=MIB)
+    future = ex.submit(ring_and_wait, bell.bell, gate.gate, full(1, 4 * MIB))
+    bell.hear()
+    stats = ex.stats()
+    assert stats.spills == 1
+    assert 4 * MIB <= stats.spilled_bytes < 5 * MIB
+    assert repr(ex).endswith(", spilled 4 MiB in 1 block>")
+    gate.open()
+    assert is_full_of(future.result(LIMIT_S), 1)
+    wait_for_blocks(ex, 1)
+    assert ex.stats().spills == 0
+
+
+def test_stats_after_the_shutdown(make: Make) -> None:
+    ex = make(1, name="calc")
+    result = ex.submit(tasks.full, SIZE, 1).result(LIMIT_S)
+    ex.shutdown()
+    stats = ex.stats()
+    assert (stats.queued, stats.running, stats.blocks, stats.arena_bytes, stats.arena_limit) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+    assert stats.viewed_bytes >= SIZE
+    assert repr(ex) == "<Executor 'calc' 1 workers: shut down>"
+    del result
+    assert ex.stats().viewed_bytes == 0
