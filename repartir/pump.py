@@ -442,7 +442,7 @@ class Pump:
         """Whether arrays of the client lie in the result of a task whose member died before it let go of the claim."""
         return any(viewed == word for viewed, _ in list(self.views.values()))
 
-    def _view_died(self, handle: Handle, data: mmap.mmap, start: int, end: int) -> None:
+    def _view_died(self, handle: Handle, mapping: weakref.ref[mmap.mmap], start: int, end: int) -> None:
         """The last array in a block has died: a hint, which a signal handler's exception may lose.  Takes no lock."""
         if not self.ended:
             self._dead_bytes += handle.size
@@ -450,7 +450,11 @@ class Pump:
                 self._on_news()  # else whoever pumps next sweeps: a hand-over to the broker's thread costs more
         elif handle not in self.pinned:
             self.views.pop(handle, None)
-            discard(data, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE)
+            data = mapping()
+            if data is not None:
+                discard(
+                    data, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+                )
 
     def pin_views(self) -> None:
         """The client forks a child, which has the arrays that it has now: their blocks are not used again."""

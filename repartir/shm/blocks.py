@@ -6,6 +6,7 @@ of /dev/shm works all the same, at the speed of the page cache.
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -93,10 +94,10 @@ class BlockStore:
         view = memoryview(exporter)
         return Opened(meta, [view[start - base : end - base] for start, end in extents], exporter)
 
-    def extent(self, handle: Handle) -> tuple[Any, int, int]:
+    def extent(self, handle: Handle) -> tuple[weakref.ref[mmap.mmap], int, int]:
         """The mapping in which a block's payload lies, where it begins and where it ends."""
         start = handle.offset & (1 << 56) - 1
-        return self._segments[handle.place].data, start, start + handle.size
+        return weakref.ref(self._segments[handle.place].data), start, start + handle.size
 
     def free(self, handle: Handle, *, kept: bool = False) -> bool:
         """Give a block back; False if it was given back before."""
