@@ -77,12 +77,14 @@ def measure_all(
     peer_rounds: int,
     without: Sequence[str] = (),
     yardsticks: Mapping[str, Callable[[], float]] | None = None,
+    contenders: Mapping[str, Contender] | None = None,
 ) -> dict[str, Series]:
     """Alternate over the installed contenders: ours and the stdlib for `rounds`, others for `peer_rounds`.
 
-    `yardsticks` are measures without a pool that take part in every round.
+    `yardsticks` are measures without a pool that take part in every round.  `contenders`: None means `CONTENDERS`.
     """
-    chosen = [c for c in CONTENDERS.values() if c.installed and c.name not in without]
+    candidates = CONTENDERS if contenders is None else contenders
+    chosen = [c for c in candidates.values() if c.installed and c.name not in without]
     extra = yardsticks or {}
     all_rounds = {c.name: rounds if c.name in (OURS, STDLIB) else peer_rounds for c in chosen}
     return alternate(
@@ -97,11 +99,12 @@ def rows_of(
     unit: str,
     skipped: Mapping[str, str] | None = None,
     paired: bool = True,
+    contenders: Mapping[str, Contender] | None = None,
 ) -> list[Row]:
     """A row for every contender: its spread and, if `paired`, ours over it; or why there is no figure."""
     ours = series[OURS].values if OURS in series else []
     rows = []
-    for name in CONTENDERS:
+    for name in CONTENDERS if contenders is None else contenders:
         own = series.get(name)
         if own is None:
             rows.append(Row(case, name, None, unit, note=(skipped or {}).get(name, "not installed")))
