@@ -23,7 +23,11 @@ def measure(settings: Settings) -> Report:
         "array_argument",
         f"{LARGE_BYTES // MIB} MiB argument, scalar result, from the third call on",
         rows_of("one at a time", series, "GB/s", contenders=ARRAY_CONTENDERS),
-        [Goal("speed of an argument, against ProcessPoolExecutor", against_stdlib(series), 40, at_least=True)],
+        [
+            Goal(
+                "speed of an argument, against ProcessPoolExecutor", against_stdlib(series), 40, at_least=True
+            )
+        ],
     )
 
 

@@ -63,7 +63,9 @@ def measure(settings: Settings) -> Report:
             Row(case, COPIES, spread_of(copies, COPIES), "GB/s", against_copies),
         ],
         [
-            Goal("speed there and back, against ProcessPoolExecutor", against_stdlib(pools), 25, at_least=True),
+            Goal(
+                "speed there and back, against ProcessPoolExecutor", against_stdlib(pools), 25, at_least=True
+            ),
             Goal("speed there and back, against two np.copyto", against_copies, 0.6, at_least=True),
         ],
     )
