@@ -1,0 +1,96 @@
+"""100 000 tasks with 64 KiB arrays, there and back: does anything grow after the first thousand.
+
+Watched are the shared memory of the arena, and of the client and each process below it: resident memory, descriptors,
+shared mappings.  Growth is what there is at the end over what there was after the first thousand; the highest on the way
+stands beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from .arrays import identity
+from .common import Settings, run_fresh, run_script
+from .contenders import OURS
+from .procfs import memory, open_files, shared_mappings, tree
+from .report import Goal, Report, Row
+from .stats import Spread, spread
+
+ARRAY_BYTES = 64 * 1024
+AT_ONCE = 50
+SETTLED = 1_000
+"""Tasks before the first look, and between two."""
+
+Look = dict[str, list[float]]
+"""What is watched → its figure of each process, in the order of their ids."""
+
+
+def client(workers: int, tasks: int) -> None:
+    """The fresh interpreter: run the tasks, look after every thousandth."""
+    from repartir import Executor
+
+    looks = []
+    with Executor(workers, "fork") as executor:
+        for first in range(0, tasks, AT_ONCE):
+            indices = range(first, first + AT_ONCE)
+            futures = [executor.submit(identity, np.full(ARRAY_BYTES // 8, float(index))) for index in indices]
+            for index, future in zip(indices, futures, strict=True):
+                if future.result()[-1] != index:
+                    raise RuntimeError(f"task {index} gave back another array than its own")
+            del futures, future
+            if (first + AT_ONCE) % SETTLED == 0:
+                looks.append(look(executor.stats().backed_bytes))
+    print(json.dumps(looks))
+
+
+def look(arena_bytes: int) -> Look:
+    """The figures of now."""
+    client, *others = tree(os.getpid())
+    return {
+        "shared memory of the arena": [arena_bytes],
+        "resident, client": [memory(client).resident],
+        "resident, processes below it": [memory(pid).resident for pid in others],
+        "descriptors": [open_files(pid) for pid in (client, *others)],
+        "shared mappings": [shared_mappings(pid) for pid in (client, *others)],
+    }
+
+
+def growth(looks: list[Look]) -> Iterator[tuple[str, float, float]]:
+    """What was watched, its growth in per cent of the process that grew most: at the end, and at most."""
+    for name, first in looks[0].items():
+        later = [
+            max(100 * (now / before - 1) for before, now in zip(first, each[name], strict=True))
+            for each in looks[1:]
+        ]
+        yield name, later[-1], max(later)
+
+
+def measure(settings: Settings) -> Report:
+    """One fresh client; the goal is for whatever grew most."""
+    tasks = settings.pick(100_000, 10_000)
+    looks: list[Look] = run_fresh(
+        "array_steady", "--client", str(settings.workers), str(tasks), timeout_s=settings.pick(180, 60)
+    )
+    rows, at_end = [], []
+    for name, last, most in growth(looks):
+        rows.append(Row(name, OURS, Spread(last, last, last), "% growth", note=f"at most {most:.2f}"))
+        at_end.append(last)
+    worst = spread([max(at_end)])
+    return Report(
+        "array_steady",
+        f"{tasks:,} tasks with {ARRAY_BYTES // 1024} KiB arrays, after the first {SETTLED:,}",
+        rows,
+        [Goal("% growth of what grew most", worst, 2, at_least=False)],
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--client"]:
+        client(int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        raise SystemExit(run_script("array_steady", measure, description=__doc__))
