@@ -38,14 +38,16 @@ def client(workers: int, tasks: int) -> None:
     with Executor(workers, "fork") as executor:
         for first in range(0, tasks, AT_ONCE):
             indices = range(first, first + AT_ONCE)
-            futures = [executor.submit(identity, np.full(ARRAY_BYTES // 8, float(index))) for index in indices]
+            futures = [
+                executor.submit(identity, np.full(ARRAY_BYTES // 8, float(index))) for index in indices
+            ]
             for index, future in zip(indices, futures, strict=True):
                 if future.result()[-1] != index:
                     raise RuntimeError(f"task {index} gave back another array than its own")
             del futures, future
             if (first + AT_ONCE) % SETTLED == 0:
                 looks.append(look(executor.stats().backed_bytes))
-    print(json.dumps(looks))
+    print(json.dumps({"looks": looks}))
 
 
 def look(arena_bytes: int) -> Look:
@@ -73,11 +75,11 @@ def growth(looks: list[Look]) -> Iterator[tuple[str, float, float]]:
 def measure(settings: Settings) -> Report:
     """One fresh client; the goal is for whatever grew most."""
     tasks = settings.pick(100_000, 10_000)
-    looks: list[Look] = run_fresh(
+    found = run_fresh(
         "array_steady", "--client", str(settings.workers), str(tasks), timeout_s=settings.pick(180, 60)
     )
     rows, at_end = [], []
-    for name, last, most in growth(looks):
+    for name, last, most in growth(found["looks"]):
         rows.append(Row(name, OURS, Spread(last, last, last), "% growth", note=f"at most {most:.2f}"))
         at_end.append(last)
     worst = spread([max(at_end)])

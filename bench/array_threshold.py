@@ -78,7 +78,9 @@ def measure(settings: Settings, plot: Path | None = None) -> Report:
             for executor in (in_band, beside):
                 seconds_per_trip(executor, array, trips)
             measures = {
-                name: partial(lambda executor, array: 1e6 * seconds_per_trip(executor, array, trips), each, array)
+                name: partial(
+                    lambda executor, array: 1e6 * seconds_per_trip(executor, array, trips), each, array
+                )
                 for name, each in ((IN_BAND, in_band), (BESIDE, beside))
             }
             series[size] = alternate(measures, dict.fromkeys(measures, rounds))

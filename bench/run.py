@@ -23,6 +23,12 @@ NAMES = (
     "idle",
     "memory",
     "pending",
+    "array_round_trip",
+    "array_argument",
+    "array_shared",
+    "array_stream",
+    "array_steady",
+    "array_threshold",
 )
 LIMIT_S = 240.0
 
