@@ -41,7 +41,7 @@ def copies_speed(times: int) -> float:
 
 def measure(settings: Settings) -> Report:
     """GB/s of every contender in pairs, then of ours and plain copies in pairs of their own."""
-    calls = settings.pick(7, 3)
+    calls = settings.pick(5, 3)
     trips = partial(round_trip_speed, workers=settings.workers, calls=calls)
     pools = measure_all(trips, rounds=settings.pick(5, 2), peer_rounds=settings.pick(2, 1))
     rounds = settings.pick(9, 5)
