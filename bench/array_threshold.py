@@ -1,7 +1,8 @@
 """From which size on an array travels faster beside the pickle than in it: what `out_of_band` should be.
 
-Two executors, one that never and one that always sends an array beside the pickle, take turns at each size: from
-submit to the result of a task that gives its argument back.  `--plot FILE` draws the curve.
+Two executors, one that never and one that always sends an array beside the pickle, take turns at each size with tasks
+that give their argument back: one by one, where the time until a process wakes counts, and many at once, where the
+processors' time does.  The threshold has to serve both.  `--plot FILE` draws the curves.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,20 @@ KIB = 1024
 SIZES = tuple(KIB << doubling for doubling in range(11))
 IN_BAND, BESIDE = "in the pickle", "beside it"
 NEVER = 1 << 40
-GOAL = 1.1
+GOAL = 1.2
+MODES = {"one by one": 1, "32 at once": 32}
 
 
-def seconds_per_trip(executor: Any, array: Array, trips: int) -> float:
-    """The median of `trips` from submit to result."""
+def seconds_per_task(executor: Any, array: Array, times: int, at_once: int) -> float:
+    """The median of `times` from the submits of so many tasks to their last result, divided by their number."""
     times_s = []
-    for _ in range(trips):
+    for _ in range(times):
         began = time.perf_counter()
-        result = executor.submit(identity, array).result()
-        times_s.append(time.perf_counter() - began)
-        del result
+        futures = [executor.submit(identity, array) for _ in range(at_once)]
+        for future in futures:
+            future.result()
+        times_s.append((time.perf_counter() - began) / at_once)
+        del futures, future
     return statistics.median(times_s)
 
 
@@ -47,10 +51,10 @@ def crossover(ratios: Mapping[int, float]) -> int | None:
     return best
 
 
-def loss(trips: Mapping[int, Mapping[str, Series]], threshold: int) -> Spread | None:
+def loss(times: Mapping[int, Mapping[str, Series]], threshold: int) -> Spread | None:
     """Time with this threshold over time with the other choice, at the size where it is worst."""
     found = []
-    for size, series in trips.items():
+    for size, series in times.items():
         chosen, other = (BESIDE, IN_BAND) if size >= threshold else (IN_BAND, BESIDE)
         if ratios := pair_ratios(series[chosen].values, series[other].values):
             found.append(spread(ratios))
@@ -63,58 +67,72 @@ def size_name(size: float) -> str:
 
 
 def measure(settings: Settings, plot: Path | None = None) -> Report:
-    """Microseconds of a round trip for each size, both ways, in pairs."""
+    """Microseconds of a task for each size, both ways, in pairs; the crossover of each mode."""
     from repartir import Executor
     from repartir.codec import OUT_OF_BAND_BYTES
 
-    trips, rounds = settings.pick(200, 50), settings.pick(15, 5)
-    series: dict[int, dict[str, Series]] = {}
+    rows: list[Row] = []
+    goals: list[Goal] = []
+    curves: dict[str, dict[int, Spread]] = {}
+    found: list[str] = []
     with (
         Executor(settings.workers, "fork", out_of_band=NEVER) as in_band,
         Executor(settings.workers, "fork", out_of_band=1) as beside,
     ):
-        for size in SIZES:
-            array = make_array(size)
-            for executor in (in_band, beside):
-                seconds_per_trip(executor, array, trips)
-            measures = {
-                name: partial(
-                    lambda executor, array: 1e6 * seconds_per_trip(executor, array, trips), each, array
-                )
-                for name, each in ((IN_BAND, in_band), (BESIDE, beside))
-            }
-            series[size] = alternate(measures, dict.fromkeys(measures, rounds))
-    rows, ratios = [], {}
-    for size, both in series.items():
-        ratio = ratio_to(both[BESIDE].values, both[IN_BAND].values)
-        for name, own in both.items():
-            value = spread(own.values) if own.values else None
-            rows.append(
-                Row(size_name(size), name, value, "µs", ratio if name == IN_BAND else None, own.failure or "")
-            )
-        if ratio is not None:
-            ratios[size] = ratio
-    found = crossover({size: ratio.median for size, ratio in ratios.items()})
+        for mode, at_once in MODES.items():
+            series = _measure_mode(in_band, beside, at_once, settings)
+            ratios = curves[mode] = {}
+            for size, both in series.items():
+                ratio = ratio_to(both[BESIDE].values, both[IN_BAND].values)
+                rows += _rows(f"{mode}, {size_name(size)}", both, ratio)
+                if ratio is not None:
+                    ratios[size] = ratio
+            best = crossover({size: ratio.median for size, ratio in ratios.items()})
+            found.append(f"{mode} from {'no size' if best is None else size_name(best)} on")
+            text = f"time with the default threshold, against the other choice, at the worst size, {mode}"
+            goals.append(Goal(text, loss(series, OUT_OF_BAND_BYTES), GOAL, at_least=False))
     if plot is not None:
-        draw(plot, ratios, OUT_OF_BAND_BYTES)
+        draw(plot, curves, OUT_OF_BAND_BYTES)
     return Report(
         "array_threshold",
-        f"an array there and back in the pickle and beside it; as fast or faster beside it from "
-        f"{'no size' if found is None else size_name(found)} on, default {size_name(OUT_OF_BAND_BYTES)}",
+        f"an array there and back; faster beside the pickle {', '.join(found)}; "
+        f"default {size_name(OUT_OF_BAND_BYTES)}",
         rows,
-        [
-            Goal(
-                "time with the default threshold, against the other choice, at the worst size",
-                loss(series, OUT_OF_BAND_BYTES),
-                GOAL,
-                at_least=False,
-            )
-        ],
+        goals,
     )
 
 
-def draw(file: Path, ratios: Mapping[int, Spread], threshold: int) -> None:
-    """The curve of the ratios, with the least and the most of the rounds, and the default threshold."""
+def _measure_mode(
+    in_band: Any, beside: Any, at_once: int, settings: Settings
+) -> dict[int, dict[str, Series]]:
+    times = settings.pick(200, 50) if at_once == 1 else settings.pick(5, 3)
+    rounds = settings.pick(15, 5)
+    series = {}
+    for size in SIZES:
+        array = make_array(size)
+        measures = {
+            name: partial(_microseconds, executor, array, times, at_once)
+            for name, executor in ((IN_BAND, in_band), (BESIDE, beside))
+        }
+        for measure_once in measures.values():
+            measure_once()
+        series[size] = alternate(measures, dict.fromkeys(measures, rounds))
+    return series
+
+
+def _microseconds(executor: Any, array: Array, times: int, at_once: int) -> float:
+    return 1e6 * seconds_per_task(executor, array, times, at_once)
+
+
+def _rows(case: str, both: Mapping[str, Series], ratio: Spread | None) -> Iterator[Row]:
+    for name, own in both.items():
+        value = spread(own.values) if own.values else None
+        paired, note = (ratio, "÷: beside it over this") if name == IN_BAND else (None, "")
+        yield Row(case, name, value, "µs/task", paired, own.failure or note)
+
+
+def draw(file: Path, curves: Mapping[str, Mapping[int, Spread]], threshold: int) -> None:
+    """A curve of the ratios for each mode, with the least and the most of the rounds, and the default threshold."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -122,16 +140,16 @@ def draw(file: Path, ratios: Mapping[int, Spread], threshold: int) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    sizes: Sequence[int] = list(ratios)
-    axes.fill_between(
-        sizes, [ratios[size].low for size in sizes], [ratios[size].high for size in sizes], alpha=0.2
-    )
-    axes.plot(sizes, [ratios[size].median for size in sizes], marker="o")
+    for mode, ratios in curves.items():
+        sizes = list(ratios)
+        least, most = [each.low for each in ratios.values()], [each.high for each in ratios.values()]
+        axes.fill_between(sizes, least, most, alpha=0.2)
+        axes.plot(sizes, [each.median for each in ratios.values()], marker="o", label=mode)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.axvline(threshold, color="black", linestyle=":", label=f"default: {size_name(threshold)}")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set_xticks(sizes, [size_name(size) for size in sizes], rotation=45)
+    axes.set_xticks(SIZES, [size_name(size) for size in SIZES], rotation=45)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("size of the array")
     axes.set_ylabel("time beside the pickle ÷ in it")

@@ -192,13 +192,13 @@ def test_a_crossover_holds_for_all_larger_sizes(ratios, expected):
 
 
 def test_the_loss_by_a_threshold_is_that_of_the_worst_size():
-    trips = {
+    times = {
         1: {IN_BAND: Series([10.0]), BESIDE: Series([12.0])},
         2: {IN_BAND: Series([10.0]), BESIDE: Series([5.0])},
     }
-    assert loss(trips, 2) == Spread(10 / 12, 10 / 12, 10 / 12)
-    assert loss(trips, 1) == Spread(1.2, 1.2, 1.2)
-    assert loss(trips, 4) == Spread(2.0, 2.0, 2.0)
+    assert loss(times, 2) == Spread(10 / 12, 10 / 12, 10 / 12)
+    assert loss(times, 1) == Spread(1.2, 1.2, 1.2)
+    assert loss(times, 4) == Spread(2.0, 2.0, 2.0)
     assert loss({}, 1) is None
 
 
@@ -207,7 +207,7 @@ def test_the_curve_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     ratios = {1024: Spread(1.2, 1.1, 1.3), 2048: Spread(0.9, 0.8, 1.0)}
     # In a fork, since matplotlib keeps descriptors of its fonts.
-    in_forks(lambda _: draw(tmp_path / "curve.svg", ratios, 2048), 1, 1)
+    in_forks(lambda _: draw(tmp_path / "curve.svg", {"one by one": ratios}, 2048), 1, 1)
     assert "<svg" in (tmp_path / "curve.svg").read_text()
 
 
