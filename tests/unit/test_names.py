@@ -18,11 +18,13 @@ NAMES = [
     "PoisonTask",
     "RepartirError",
     "SerialExecutor",
+    "SharedArray",
     "SharedMemoryFull",
     "TaskNotSerializable",
     "WorkerDied",
     "__version__",
     "current_executor",
+    "shared",
 ]
 
 
