@@ -136,11 +136,13 @@ class Memory:
 def _segment(size: int) -> Segment:
     try:
         return Segment.create(size)
-    except SharedMemoryFull as full:
+    except (SharedMemoryFull, OSError) as full:
         try:
             return Segment.create(size, folder=spill_dir())
-        except SharedMemoryFull:
-            raise full from None
+        except (SharedMemoryFull, OSError):
+            if isinstance(full, SharedMemoryFull):
+                raise full from None
+            raise SharedMemoryFull(f"cannot make {size:,} bytes of shared memory: {full.strerror}") from full
 
 
 class Lifetime:
@@ -170,12 +172,15 @@ class SharedArray(numpy.ndarray[Any, Any]):
     still have it, any other use of the array or of its views raises ``ValueError``.
     """
 
-    _lifetime: Lifetime | None = None
+    __slots__ = ("_lifetime",)
+
+    _lifetime: Lifetime | None
 
     def __array_finalize__(self, origin: Any) -> None:
         lifetime = getattr(origin, "_lifetime", None)
-        if lifetime is not None and (lifetime.memory is None or lifetime.memory.holds(*_bounds(self))):
-            self._lifetime = lifetime
+        if lifetime is not None and lifetime.memory is not None and not lifetime.memory.holds(*_bounds(self)):
+            lifetime = None
+        self._lifetime = lifetime
 
     def free(self) -> None:
         """Give the memory back once no task needs it and this array and its views have gone; may be repeated."""
@@ -368,7 +373,10 @@ def empty(shape: Any, dtype: Any = float, *, order: str = "C", writable: bool = 
         raise ValueError(f"order must be 'C' or 'F', not {order!r}")
     if dtype.itemsize == 0 and dtype.kind in "SU":
         dtype = numpy.dtype((dtype, 1))  # as numpy.empty does
-    memory, start = _room(math.prod(shape) * dtype.itemsize, writable)
+    size = math.prod(shape) * dtype.itemsize
+    if size > sys.maxsize // 2:
+        raise ValueError(f"no array can be as large as shape {shape} of {dtype}")
+    memory, start = _room(size, writable)
     lifetime = Lifetime(memory, f"of shape {shape}")
     return _array(lifetime, start, dtype, shape, None, order, is_writable=True)
 
