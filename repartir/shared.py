@@ -627,22 +627,22 @@ def _open(token: bytes, origin: tuple[int, int]) -> Memory | None:
     pid, number = origin
     try:
         fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            header = os.pread(fd, _HEADER.size, 0)
+            if len(header) < _HEADER.size or header[:24] != _HEADER.pack(_MAGIC, token, 0, 0)[:24]:
+                return None  # the number is another file's by now
+            is_writable = bool(_HEADER.unpack(header)[2])
+            segment = Segment.attach(fd, read_only=not is_writable)
+        finally:
+            os.close(fd)
     except OSError as exc:
-        if exc.errno in (errno.EMFILE, errno.ENFILE):
-            raise OSError(exc.errno, f"{exc.strerror}: {TOO_MANY_FILES}") from None
+        if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise OSError(
+                exc.errno, f"{exc.strerror}: a shared array cannot be mapped. {TOO_MANY_FILES}"
+            ) from None
         return None
-    try:
-        header = os.pread(fd, _HEADER.size, 0)
-        if len(header) < _HEADER.size:
-            return None
-        magic, found, is_writable, _ = _HEADER.unpack(header)
-        if (magic, found) != (_MAGIC, token):
-            return None
-        segment = Segment.attach(fd, read_only=not is_writable)
-    finally:
-        os.close(fd)
     segment.fd = -1
-    return Memory(segment, token, bool(is_writable), origin)
+    return Memory(segment, token, is_writable, origin)
 
 
 @contextlib.contextmanager

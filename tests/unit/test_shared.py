@@ -342,9 +342,11 @@ def test_what_a_call_refers_to_lives_until_the_call_is_forgotten() -> None:
 # ---- the end
 
 
+# numpy leaks a reference to the array when __array_ufunc__ raises in a ufunc's reduce (seen in 2.4).
+_NOT_CHECKED = ("np.array", "add.reduce")
 USES: dict[str, Callable[[Any], Any]] = {
     **VIEWS,
-    **{name: use for name, use in COMPUTED.items() if name != "np.array"},
+    **{name: use for name, use in COMPUTED.items() if name not in _NOT_CHECKED},
     "getitem": lambda a: a[0, 0],
     "setitem": lambda a: a.__setitem__(0, 1),
     "fill": lambda a: a.fill(1),
