@@ -26,7 +26,7 @@ from tests.shared import Forked, until
 
 from . import shared_tasks as tasks
 from .conftest import Make
-from .kinds import FORK, FORKSERVER, SPAWN, Kind, every_start, only_fork, workers
+from .kinds import FORK, SPAWN, Kind, every_start, only_fork, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 MIB = 1 << 20
@@ -380,6 +380,7 @@ def test_a_full_shared_memory_puts_arrays_into_a_file(
     assert run(ex, tasks.look, array) == ("SharedArray", True, 3.0 * MIB + 1)
 
 
+@pytest.mark.kinds(FORK, SPAWN)
 def test_a_forked_child_may_use_it_with_an_executor_of_its_own(kind: Kind, ex: Any) -> None:
     array = shared.full(MIB, 3, writable=True)
     frozen = shared.full(MIB, 3)
@@ -390,8 +391,6 @@ def test_a_forked_child_may_use_it_with_an_executor_of_its_own(kind: Kind, ex: A
             run(own, tasks.poke, array, 0, 4)
             assert "written" not in run(own, tasks.try_to_write, frozen)
 
-    if kind == FORKSERVER:
-        pytest.skip("as spawn")
     Forked(child).join(LIMIT_S)
     assert array[0] == 4
     assert run(ex, tasks.look, array)[2] == 3.0 * MIB + 1

@@ -8,6 +8,7 @@ import itertools
 import os
 import pickle
 import resource
+import types
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 import pytest
 
 import repartir
-from repartir import shared
-from repartir.codec import Encoded, decode, encode_call, encode_result, raw
+from repartir import functions, shared
+from repartir.codec import Encoded, decode, encode_call, encode_function, encode_result, raw
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.shared import SharedArray, SharedObject
 from repartir.shm import segment
@@ -558,3 +559,90 @@ def test_a_memmap_becomes_a_copy_in_memory(tmp_path: Path) -> None:
     array = repartir.SerialExecutor().share(mapped)
     assert type(array) is SharedArray
     assert array.sum() == 4950
+
+
+# ---- in functions
+
+
+def over(array: Any) -> types.FunctionType:
+    """A function that goes by value, with `array` among its globals."""
+    namespace: dict[str, Any] = {"TABLE": array, "__name__": "__main__"}
+    exec("def total(): return TABLE.sum()", namespace)
+    found: types.FunctionType = namespace["total"]
+    return found
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The functions that were pickled, in order."""
+    seen = []
+
+    def encode(fn: Any, *args: Any) -> Any:
+        seen.append(fn.__name__)
+        return encode_function(fn, *args)
+
+    monkeypatch.setattr(functions, "encode_function", encode)
+    return seen
+
+
+def test_a_function_over_something_shared_is_pickled_once(encoded: list[Any]) -> None:
+    ex = repartir.SerialExecutor()
+    array = shared.zeros(MIB)
+    for value in (array, array[3:], ex.share({"a": 1})):
+        table, fn, inner = functions.FunctionTable(), over(value), lambda value=value: lambda: value
+        closure = inner()
+        for each in (fn, closure):
+            encoded.clear()
+            first = table.encode(each)
+            assert table.encode(each) is first
+            assert len(encoded) == 1
+
+
+def test_a_function_is_pickled_anew_when_the_array_is_another_or_has_another_form(encoded: list[Any]) -> None:
+    table, array = functions.FunctionTable(), shared.zeros((3, 4), writable=True)
+    fn = over(array)
+    table.encode(fn)
+    array.flags.writeable = False
+    table.encode(fn)
+    fn.__globals__["TABLE"] = array[1:]
+    table.encode(fn)
+    fn.__globals__["TABLE"] = shared.zeros(3)
+    table.encode(fn)
+    assert len(encoded) == 4
+
+
+def test_a_function_does_not_keep_the_memory_but_its_calls_do() -> None:
+    table, array = functions.FunctionTable(), shared.zeros(MIB)
+    memory = weakref.ref(array._lifetime.memory)
+    fn = over(array)
+    ref = table.encode(fn)
+    held = ref.hold()
+    array.free()
+    assert memory() is not None
+    del held
+    assert memory() is None
+    with pytest.raises(ValueError, match=r"the function .*was freed"):
+        table.encode(fn)
+
+
+def test_a_class_keeps_what_its_methods_refer_to_as_long_as_the_call() -> None:
+    array = shared.zeros(MIB)
+    memory = weakref.ref(array._lifetime.memory)
+    made = type("Model", (), {"__module__": "__main__", "run": over(array)})
+    call = encode_call((made(),), {})
+    assert size_of(call) < 5_000
+    array.free()
+    assert memory() is not None
+    del call
+    assert memory() is None
+
+
+def test_no_warning_names_a_global_that_is_shared() -> None:
+    array = shared.zeros(2 * MIB)
+    for value in (array, np.asarray(array)[1:], repartir.SerialExecutor().share(bytes(2 * MIB))):
+        fn = over(value)
+        fn.__globals__["HEAVY"] = bytes(2 * MIB)
+        exec("def total(): return TABLE, HEAVY", fn.__globals__)
+        with pytest.warns(UserWarning, match="'HEAVY' of 2.0 MiB.*HEAVY = ex.share") as caught:
+            functions.FunctionTable().encode(fn.__globals__["total"])
+        assert len(caught) == 1
