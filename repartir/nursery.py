@@ -190,6 +190,9 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
     code = 1
     try:
         leave_parent_behind()
+        shared = sys.modules.get("repartir.shared")
+        if shared is not None:
+            shared.protect()
         Nursery(control, board, settings).serve()
         code = 0
     except BaseException:  # noqa: BLE001 - this process ends here

@@ -169,11 +169,12 @@ def dump_in_band(
     whole: bool = False,
     is_result: bool = False,
     contents_of: type | None = None,
+    within: Pickler | None = None,
 ) -> bytes:
     """Pickle `obj` with all its buffers inside. Raises whatever pickling raises.
 
     `whole`: with the definitions of all classes, so that it stands alone. `contents_of`: with the definition
-    of that class only.
+    of that class only. `within`: whose pickle this becomes a part of; it keeps what is referred to.
     """
     file = io.BytesIO()
     pickler = Pickler(file, PROTOCOL)
@@ -182,6 +183,8 @@ def dump_in_band(
     pickler.is_result = is_result
     pickler.contents_of = contents_of
     pickler.dump(obj)
+    if within is not None:
+        within.shared += pickler.shared
     return file.getvalue()
 
 
@@ -260,15 +263,15 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
                 return inherited_array, (self.inherited.key, *name)
         if array.dtype.hasobject:
             return NotImplemented
-        shared = sys.modules.get("repartir.shared")
+        shared, numpy = sys.modules.get("repartir.shared"), sys.modules["numpy"]
         if shared is not None:
-            found = None if self.is_result else shared.reference(array)
-            if found is not None:
-                return self._refer(found)
+            if not self.is_result and kind in (numpy.ndarray, shared.SharedArray):
+                found = shared.reference(array)
+                if found is not None:
+                    return self._refer(found)
             if kind is shared.SharedArray:
-                array = array.view(sys.modules["numpy"].ndarray)
+                array = array.view(numpy.ndarray)
                 kind = type(array)
-        numpy = sys.modules["numpy"]
         if kind is numpy.memmap:
             return memmaps.reduce(array) or (arrays.as_memmap, (array.view(numpy.ndarray),))
         if kind is not numpy.ndarray:
@@ -335,7 +338,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
     def _definition(self, cls: type, record: classes.ClassRecord) -> bytes:
         """A pickled definition that stands alone: the owner makes it anew, others once a version."""
         if record.is_own:
-            return dump_in_band(cls, self.inherited, whole=True)
+            return dump_in_band(cls, self.inherited, whole=True, within=self)
         known = record.definition
         if known is None or known[0] != record.version:
             # The receiver may be the owner, who has the arrays that this process inherited from it.

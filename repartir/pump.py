@@ -124,9 +124,9 @@ class Pump:
         Raises ``BoardClosed`` when the executor ended meanwhile, ``SharedMemoryFull`` when the function has no room.
         """
         payload: Any = ref.head or self._place_function(ref)
-        keep: object = ref
+        keep: object = (ref, ref.hold()) if ref.needs else ref
         if type(call) is not bytes:
-            keep = ref, call.keep  # type: ignore[union-attr]
+            keep = keep, call.keep  # type: ignore[union-attr]
             if not call.buffers:  # type: ignore[union-attr]
                 call = call.meta  # type: ignore[union-attr]
         if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 from repartir import mapping, worker
-from repartir.codec import encode_value, parts_of
+from repartir.codec import Encoded, encode_value, parts_of
 from repartir.future import Future
 from repartir.stats import ExecutorStats
 
@@ -55,7 +55,7 @@ class SerialExecutor(concurrent.futures.Executor):
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
         try:
-            value = fn(*args, **kwargs)
+            value = call(fn, args, kwargs)
         except KeyboardInterrupt:
             raise
         except BaseException as exc:  # noqa: BLE001 - the future carries all that a task raises
@@ -130,10 +130,19 @@ class SerialExecutor(concurrent.futures.Executor):
         while taken:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError
-            value = fn(*taken.popleft())
+            value = call(fn, taken.popleft(), {})
             taken.extend(itertools.islice(items, 1))
             yield value
             del value
+
+
+def call(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    """A call whose arguments may be handles of shared objects: it gets the objects, as in a worker."""
+    shared = sys.modules.get("repartir.shared")
+    if shared is not None:
+        args = tuple(map(shared.resolved, args))
+        kwargs = {name: shared.resolved(value) for name, value in kwargs.items()}
+    return fn(*args, **kwargs)
 
 
 def share(value: Any, *, writable: bool = False) -> Any:
@@ -142,9 +151,13 @@ def share(value: Any, *, writable: bool = False) -> Any:
 
     if shared.is_plain_array(value):
         return shared.from_array(value, writable=writable)
+    if writable:
+        raise TypeError(f"only arrays can be shared writable, not {type(value).__qualname__}")
     if isinstance(value, shared.SharedObject):
         return value
-    return shared.share_object(value, parts_of(encode_value(value, what="the object to share")))
+    encoded = encode_value(value, what="the object to share")
+    needs = encoded.keep if isinstance(encoded, Encoded) else ()
+    return shared.share_object(value, parts_of(encoded), needs)
 
 
 def current_executor() -> SerialExecutor:

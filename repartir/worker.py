@@ -5,6 +5,7 @@ The claim protocol (why a death at any point neither loses nor repeats a task) i
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 import sys
@@ -281,7 +282,9 @@ class Worker:
         self._free_dead()
         shared = sys.modules.get("repartir.shared")
         if shared is not None:
-            shared.drop_freed()
+            dropped = shared.drop_freed()
+            if dropped and self._functions.forget(dropped):
+                gc.collect()  # a function and its globals refer to each other
 
     def _pass_on(self) -> None:
         """A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever

@@ -313,6 +313,7 @@ def test_a_result_given_back_as_an_argument(one: Any) -> None:
     until(lambda: one.stats().viewed_bytes == 0)
 
 
+@pytest.mark.slow
 def test_ten_thousand_results_at_a_time(make: Make) -> None:
     ex = make(2, out_of_band=1)
     ex.submit(tasks.full, 1000, 0).result(LIMIT_S)
