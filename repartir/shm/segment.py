@@ -26,8 +26,8 @@ _REMEDY = (
 )
 
 TOO_MANY_FILES = (
-    "Each large shared array takes a descriptor or two in every process that has it: free some, share one array instead of "
-    "many, or raise the limit (ulimit -n)."
+    "Each large shared array takes one or two descriptors: free some, share one array instead of many, or raise the limit "
+    "(ulimit -n)."
 )
 
 freed_listeners: weakref.WeakSet[Any] = weakref.WeakSet()
