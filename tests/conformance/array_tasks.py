@@ -157,6 +157,35 @@ def raise_with_frames(array: Any, how: str) -> NoReturn:
         del view
 
 
+def double_unless(bad: int, array: Any) -> Any:
+    if array[0] == bad:
+        raise ValueError(f"bad {bad}")
+    array *= 2
+    return array
+
+
+def write_map(mapped: Any, at: int, value: int) -> tuple[bool, int]:
+    """Write to a memory map if it may be written to; whether it maps a file here, and its sum."""
+    if mapped.flags.writeable:
+        mapped[at] = value
+    return mapped._mmap is not None, int(mapped.sum())
+
+
+def map_of(path: str, *, deleted: bool) -> Any:
+    made = np.memmap(path, "i8", "w+", shape=(1000,))
+    made[:] = range(1000)
+    made.flush()
+    if deleted:
+        os.unlink(path)
+    return made[::-2]
+
+
+def in_a_cycle(size: int, value: int) -> Any:
+    made: list[Any] = [full(size, value)]
+    made.append(made)
+    return made
+
+
 def _caught(array: Any) -> ValueError:
     try:
         raise ValueError(int(array[0]))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from repartir import SharedMemoryFull, WorkerDied
-from tests.shared import family, gates, until
+from repartir import SharedMemoryFull, WorkerDied, outcome
+from tests.shared import Interrupted, Threads, family, gates, until
 
 from . import array_tasks as tasks
 from .kinds import FORK, SPAWN, workers
@@ -166,8 +170,8 @@ def test_what_a_killed_worker_kept_is_free_again(make: Make) -> None:
     until(lambda: workers_alive.add(ex.submit(pid).result(LIMIT_S)) or len(workers_alive) == 2)
     for worker in workers_alive:
         os.kill(worker, signal.SIGKILL)
+    until(lambda: ex.stats().lost == 2)
     until(lambda: ex.stats().kept_bytes == 0)
-    assert ex.stats().lost == 2
     churn(ex)
 
 
@@ -269,6 +273,18 @@ def test_results_outlive_an_executor_that_was_never_shut_down(make: Make) -> Non
     assert is_full_of(result, 4)
 
 
+def test_a_result_outlives_a_worker_that_died_right_after_its_answer(make: Make) -> None:
+    ex = make(1, initializer=tasks.die_after_an_answer)
+    results: list[Any] = []
+    for value in range(4):
+        results.append(ex.submit(tasks.full, SIZE, value).result(LIMIT_S))
+        until(lambda: ex.stats().lost == len(results))
+    assert ex.submit(pid).result(LIMIT_S)
+    assert all(is_full_of(result, value) for value, result in enumerate(results))
+    results.clear()
+    wait_for_blocks(ex, 2)  # the functions
+
+
 @pytest.mark.parametrize("end", ["kill_workers", "terminate_workers"])
 def test_results_outlive_killed_workers(make: Make, end: str) -> None:
     ex = make(2)
@@ -357,6 +373,117 @@ def test_a_result_larger_than_the_limit_comes_as_private_memory(make: Make) -> N
     assert ex.stats().spills == 0
 
 
+def test_a_result_in_a_cycle_is_given_back_by_the_garbage_collector(one: Any) -> None:
+    results = [one.submit(tasks.in_a_cycle, SIZE, value).result(LIMIT_S) for value in range(4)]
+    churn(one)
+    assert all(is_full_of(result[0], value) for value, result in enumerate(results))
+    results.clear()
+    gc.collect()
+    until(lambda: one.stats().viewed_bytes == 0)
+
+
+def test_a_future_keeps_its_result(one: Any) -> None:
+    future = one.submit(tasks.full, SIZE, 1)
+    future.result(LIMIT_S)
+    churn(one)
+    assert is_full_of(future.result(0), 1)
+    del future
+    until(lambda: one.stats().viewed_bytes == 0)
+
+
+def test_threads_that_take_and_drop_results(make: Make) -> None:
+    ex = make(2, shm_limit="64MiB")
+    threads = Threads()
+
+    def take(first: int) -> None:
+        held: list[tuple[int, Any]] = []
+        for value in range(first, first + 60):
+            held.append((value % 256, ex.submit(tasks.double_in_place, full(value % 128)).result(LIMIT_S)))
+            if len(held) > 5:
+                del held[value % 5]
+            assert all(is_full_of(result, 2 * (value % 128)) for value, result in held)
+
+    for first in (0, 40, 80):
+        threads.start(take, first)
+    threads.join()
+    until(lambda: ex.stats().viewed_bytes == 0)
+    assert ex.stats().kept_bytes == 0
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_result_whose_taking_was_interrupted_comes_whole_and_is_given_back(
+    one: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    one.submit(tasks.full, SIZE, 0).result(LIMIT_S)
+    until(lambda: one.stats().viewed_bytes == 0)
+    before = one.stats().blocks
+    decode, raised = outcome.decode_outcome, 0
+
+    def interrupted(data: Any, buffers: Any = ()) -> Any:
+        nonlocal raised
+        found = decode(data, buffers) if moment == "after" else None
+        if threading.current_thread() is threading.main_thread() and buffers and raised < 3:
+            raised += 1
+            raise Interrupted
+        return found or decode(data, buffers)
+
+    def patiently(call: Callable[..., Any], *args: Any) -> Any:
+        while True:
+            with suppress(Interrupted):
+                return call(*args)
+
+    monkeypatch.setattr(outcome, "decode_outcome", interrupted)
+    results: list[Any] = []
+    while raised < 3:
+        future = patiently(one.submit, tasks.full, SIZE, len(results) % 256)
+        results.append(patiently(future.result, LIMIT_S))
+        del future
+    churn(one)
+    assert all(is_full_of(result, value % 256) for value, result in enumerate(results))
+    results.clear()
+    until(lambda: one.stats().viewed_bytes == 0)
+    wait_for_blocks(one, before + 1)  # `churn` brought a function
+
+
+@both_starts
+def test_a_data_frame_is_the_receivers_own(ex: Any) -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": np.arange(SIZE), "b": np.arange(SIZE) / 2, "c": ["x", None] * (SIZE // 2)})
+    copy = ex.submit(echo, frame).result(LIMIT_S)
+    pd.testing.assert_frame_equal(copy, frame)
+    copy.loc[0, "a"] = -1
+    copy.loc[:, "b"] += 1
+    churn(ex)
+    assert frame.loc[0, "a"] == 0
+    assert copy["a"].tolist() == [-1, *range(1, SIZE)]
+
+
+# ---- memory maps
+
+
+@pytest.mark.parametrize(("mode", "written"), [("r", 7), ("r+", -1), ("c", 7)])
+@both_starts
+def test_a_memory_map_is_mapped_by_the_task(ex: Any, tmp_path: Path, mode: Any, written: int) -> None:
+    path = tmp_path / "data"
+    np.arange(100_000, dtype="i8").tofile(path)
+    mapped = np.memmap(path, "i8", mode)
+    is_mapped, total = ex.submit(tasks.write_map, mapped[5:], 2, -1).result(LIMIT_S)
+    assert is_mapped == (mode != "c")
+    assert total == mapped[5:].sum() - (8 if mode == "c" else 0)
+    assert mapped[7] == written
+    assert np.fromfile(path, "i8")[7] == written
+    assert ex.stats().kept_bytes == 0
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+@both_starts
+def test_a_memory_map_as_a_result(ex: Any, tmp_path: Path, deleted: bool) -> None:
+    result = ex.submit(tasks.map_of, str(tmp_path / "made"), deleted=deleted).result(LIMIT_S)
+    assert type(result) is np.memmap
+    assert result.tolist() == list(range(999, 0, -2))
+    assert (result._mmap is None) == deleted
+
+
 # ---- exceptions
 
 
@@ -370,6 +497,16 @@ def test_an_exception_does_not_keep_the_argument(ex: Any, how: str) -> None:
         churn(ex)
         assert is_full_of(caught.value.args[0], 3)
         assert is_full_of(caught.value.data, 3)
+
+
+def test_an_item_that_raises_keeps_no_array_of_its_chunk(one: Any) -> None:
+    items = [full(value) for value in range(8)]
+    results = one.map(partial(tasks.double_unless, 5), items, chunksize=4)
+    assert [int(next(results)[0]) for _ in range(5)] == [0, 2, 4, 6, 8]
+    with pytest.raises(ValueError, match="bad 5"):
+        next(results)
+    assert one.stats().kept_bytes == 0
+    until(lambda: one.stats().viewed_bytes == 0)
 
 
 # ---- forks
@@ -452,22 +589,24 @@ def test_an_executor_made_while_another_has_views(make: Make) -> None:
     assert is_full_of(doubled, 2)
 
 
+@pytest.mark.parametrize("lies_in", ["shared memory", "the spill file"])
 @pytest.mark.parametrize("way", [tasks.fork_with, tasks.process_with])
 def test_a_child_of_a_task_has_the_argument_to_itself(
-    one: Any, gate: GateKeeper, bell: BellKeeper, way: Callable[..., Any]
+    make: Make, gate: GateKeeper, bell: BellKeeper, way: Callable[..., Any], lies_in: str
 ) -> None:
+    ex = make(1, shm_limit=MIB if lies_in == "the spill file" else "64MiB")
     original = full(3, 4 * SIZE)
-    child, seen = one.submit(way, bell.bell, gate.gate, original, 4).result(LIMIT_S)
+    child, seen = ex.submit(way, bell.bell, gate.gate, original, 4).result(LIMIT_S)
     assert seen == [3]
     assert bell.hear() == "written"
-    churn(one)
-    kept = one.stats().kept_bytes
+    churn(ex)
+    kept = ex.stats().kept_bytes
     gate.open()
     assert bell.hear() == QUARTER
     assert wait_for_end(child)
     for value in range(5):
-        assert one.submit(tasks.overwrite, original, value).result(LIMIT_S) == 1
-    assert one.stats().kept_bytes == kept
+        assert ex.submit(tasks.overwrite, original, value).result(LIMIT_S) == 1
+    assert ex.stats().kept_bytes == kept
     assert is_full_of(original, 3)
 
 
