@@ -246,6 +246,16 @@ def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _of_plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A reduction. By way of ``__array_ufunc__`` numpy would lose a reference to the array when it fails."""
+
+    @functools.wraps(method)
+    def call(self: SharedArray, *args: Any, **kwargs: Any) -> Any:
+        return method(_plain(self), *args, **kwargs)
+
+    return call
+
+
 def _check_methods() -> None:
     """Make every method and view of an array look first whether it was freed, and what it computes a plain array."""
     own = vars(SharedArray)
@@ -254,13 +264,19 @@ def _check_methods() -> None:
         if not is_public or name in own:
             continue
         if callable(value):
-            setattr(SharedArray, name, _checked(value))
+            setattr(SharedArray, name, (_of_plain if name in _REDUCTIONS else _checked)(value))
         elif name in _VIEWS:
             setattr(SharedArray, name, property(_checked(value.__get__), value.__set__, doc=value.__doc__))
 
 
 _CHECKED = frozenset(
     {"__getitem__", "__repr__", "__format__", "__bool__", "__int__", "__float__", "__complex__", "__index__"}
+)
+_REDUCTIONS = frozenset(
+    {
+        *("sum", "prod", "mean", "std", "var", "min", "max", "any", "all", "argmin", "argmax"),
+        *("cumsum", "cumprod", "round", "clip", "trace"),
+    }
 )
 _VIEWS = frozenset({"T", "mT", "real", "imag", "flat", "data", "ctypes"})
 
