@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from repartir import optional
+
 _NATIVE = frozenset("cbB?hHiIlLqQnNfdP")
 
 
@@ -46,7 +48,7 @@ def reduce_subclass(array: Any, kind: type) -> Any:
 
 def is_shared(kind: type) -> bool:
     """Whether this is the type of arrays in shared memory."""
-    shared = sys.modules.get("repartir.shared")
+    shared = optional.shared
     return shared is not None and kind is shared.SharedArray
 
 

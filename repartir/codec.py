@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pickle
 import struct
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from repartir import optional
 from repartir.bindings import OwnedGlobals
 from repartir.diagnosis import describe, first_failure, is_interruption
 from repartir.errors import TaskNotSerializable
@@ -146,7 +146,7 @@ def split_parts(joined: bytes) -> list[bytearray]:
 def _failure(
     what: str, named: Iterable[tuple[str, Any]], inherited: InheritedArrays | None, error: BaseException
 ) -> TaskNotSerializable:
-    shared = sys.modules.get("repartir.shared")
+    shared = optional.shared
     is_freed = shared is not None and isinstance(error, shared.FreedError)
     kind, remedy = (UseAfterFreeError, "") if is_freed else (TaskNotSerializable, f". {_REMEDY}")
     for name, value in named:

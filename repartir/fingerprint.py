@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+from repartir import optional
 from repartir.inherited import InheritedArrays
 from repartir.pickler import MAIN_MODULES, global_names, goes_by_reference
 
@@ -201,7 +202,7 @@ class _Collector:
             if value.__module__ != builtins.__name__ and not goes_by_reference(value):
                 raise _Unstable
         elif self.inherited is None or self.inherited.name_of(value) is None:
-            shared = sys.modules.get("repartir.shared")
+            shared = optional.shared
             look: Callable[[], Any] | None = None if shared is None else shared.unchanged(value)
             if look is None:
                 raise _Unstable

@@ -10,6 +10,7 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
+from repartir import optional
 from repartir.inherited import InheritedArrays
 from repartir.pickler import dump, global_names, goes_by_reference
 
@@ -61,7 +62,7 @@ def _message(fn: FunctionType, name: str, weight: int) -> str:
 
 
 def _is_shared(value: Any) -> bool:
-    shared, numpy = sys.modules.get("repartir.shared"), sys.modules.get("numpy")
+    shared, numpy = optional.shared, sys.modules.get("numpy")
     if shared is None or numpy is None:
         return False
     return type(value) is shared.SharedObject or (

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from repartir import optional
 from repartir.classes import record_of
 from repartir.errors import InternalError
 
@@ -67,7 +68,7 @@ def snapshot_inherited(module_names: Iterable[str] = ("__main__",)) -> Inherited
     Call it right before the fork, and only if members will be forked from this process. The classes get their
     tokens now, so that instances which a member inherited come back as instances of the client's classes.
     """
-    numpy, shared = sys.modules.get("numpy"), sys.modules.get("repartir.shared")
+    numpy, shared = sys.modules.get("numpy"), optional.shared
     arrays: dict[tuple[str, str], Any] = {}
     for module_name in module_names:
         module = sys.modules.get(module_name)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle.cloudpickle as cp
 
-from repartir import arrays, classes, memmaps
+from repartir import arrays, classes, memmaps, optional
 from repartir.bindings import OwnedGlobals, make_function
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, inherited_array, newest_snapshot
 
@@ -224,7 +224,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
             return cp._make_empty_cell, ()
         if kind is memoryview:
             return self._reduce_memoryview(obj)
-        shared = sys.modules.get("repartir.shared")
+        shared = optional.shared
         if shared is not None and kind is shared.SharedObject and not self.is_result:
             return self._refer(shared.object_reference(obj))
         reducer = _REDUCERS.get(kind)
@@ -263,7 +263,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
                 return inherited_array, (self.inherited.key, *name)
         if array.dtype.hasobject:
             return NotImplemented
-        shared, numpy = sys.modules.get("repartir.shared"), sys.modules["numpy"]
+        shared, numpy = optional.shared, sys.modules["numpy"]
         if shared is not None:
             if not self.is_result and kind in (numpy.ndarray, shared.SharedArray):
                 found = shared.reference(array)
@@ -338,7 +338,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
     def _definition(self, cls: type, record: classes.ClassRecord) -> bytes:
         """A pickled definition that stands alone: the owner makes it anew, others once a version."""
         if record.is_own:
-            return dump_in_band(cls, self.inherited, whole=True, within=self)
+            return dump_in_band(cls, self.inherited, whole=True, is_result=self.is_result, within=self)
         known = record.definition
         if known is None or known[0] != record.version:
             # The receiver may be the owner, who has the arrays that this process inherited from it.

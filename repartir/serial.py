@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
-from repartir import mapping, worker
+from repartir import mapping, optional, worker
 from repartir.codec import Encoded, encode_value, parts_of
 from repartir.future import Future
 from repartir.stats import ExecutorStats
@@ -91,7 +90,7 @@ class SerialExecutor(concurrent.futures.Executor):
 
     def stats(self) -> ExecutorStats:
         """As `Executor.stats`: nothing runs elsewhere, and only what was shared takes shared memory."""
-        shared = sys.modules.get("repartir.shared")
+        shared = optional.shared
         return ExecutorStats(
             workers=0,
             queued=0,
@@ -138,7 +137,7 @@ class SerialExecutor(concurrent.futures.Executor):
 
 def call(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """A call whose arguments may be handles of shared objects: it gets the objects, as in a worker."""
-    shared = sys.modules.get("repartir.shared")
+    shared = optional.shared
     if shared is not None:
         args = tuple(map(shared.resolved, args))
         kwargs = {name: shared.resolved(value) for name, value in kwargs.items()}

@@ -29,6 +29,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy
 
+from repartir import optional
 from repartir.errors import SharedMemoryFull
 from repartir.shm.segment import TOO_MANY_FILES, Segment, freed_listeners, spill_dir
 
@@ -245,6 +246,16 @@ def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _of_plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A reduction. By way of ``__array_ufunc__`` numpy would lose a reference to the array when it fails."""
+
+    @functools.wraps(method)
+    def call(self: SharedArray, *args: Any, **kwargs: Any) -> Any:
+        return method(_plain(self), *args, **kwargs)
+
+    return call
+
+
 def _check_methods() -> None:
     """Make every method and view of an array look first whether it was freed, and what it computes a plain array."""
     own = vars(SharedArray)
@@ -253,13 +264,19 @@ def _check_methods() -> None:
         if not is_public or name in own:
             continue
         if callable(value):
-            setattr(SharedArray, name, _checked(value))
+            setattr(SharedArray, name, (_of_plain if name in _REDUCTIONS else _checked)(value))
         elif name in _VIEWS:
             setattr(SharedArray, name, property(_checked(value.__get__), value.__set__, doc=value.__doc__))
 
 
 _CHECKED = frozenset(
     {"__getitem__", "__repr__", "__format__", "__bool__", "__int__", "__float__", "__complex__", "__index__"}
+)
+_REDUCTIONS = frozenset(
+    {
+        *("sum", "prod", "mean", "std", "var", "min", "max", "any", "all", "argmin", "argmax"),
+        *("cumsum", "cumprod", "round", "clip", "trace"),
+    }
 )
 _VIEWS = frozenset({"T", "mT", "real", "imag", "flat", "data", "ctypes"})
 
@@ -613,36 +630,33 @@ def _memory(token: bytes, origin: tuple[int, int]) -> Memory:
     if memory is not None and (memory._origin is not None or memory.pid == os.getpid()):
         return memory
     _let_go()
-    memory = _open(token, origin)
-    if memory is None:
-        raise FreedError(
-            "a shared array or object was freed, or its process has ended, before the task used it"
-        )
-    _attached[token] = memory
+    memory = _attached[token] = _open(token, origin)
     return memory
 
 
-def _open(token: bytes, origin: tuple[int, int]) -> Memory | None:
-    """Map the file of another process, unless that has closed it: for reading only, if tasks may do no more."""
+def _open(token: bytes, origin: tuple[int, int]) -> Memory:
+    """Map the file of another process: for reading only, if tasks may do no more. Raises FreedError."""
     pid, number = origin
+    cause: OSError | None = None
     try:
         fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
         try:
             header = os.pread(fd, _HEADER.size, 0)
-            if len(header) < _HEADER.size or header[:24] != _HEADER.pack(_MAGIC, token, 0, 0)[:24]:
-                return None  # the number is another file's by now
-            is_writable = bool(_HEADER.unpack(header)[2])
-            segment = Segment.attach(fd, read_only=not is_writable)
+            if len(header) == _HEADER.size and header[:24] == _HEADER.pack(_MAGIC, token, 0, 0)[:24]:
+                is_writable = bool(_HEADER.unpack(header)[2])
+                segment = Segment.attach(fd, read_only=not is_writable)
+                segment.fd = -1
+                return Memory(segment, token, is_writable, origin)
         finally:
             os.close(fd)
     except OSError as exc:
         if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise OSError(
-                exc.errno, f"{exc.strerror}: a shared array cannot be mapped. {TOO_MANY_FILES}"
-            ) from None
-        return None
-    segment.fd = -1
-    return Memory(segment, token, is_writable, origin)
+            text = f"{exc.strerror}: a shared array cannot be mapped. {TOO_MANY_FILES}"
+            raise OSError(exc.errno, text) from None
+        cause = exc
+    raise FreedError(
+        "a shared array or object was freed, or its process has ended, before the task used it"
+    ) from cause
 
 
 @contextlib.contextmanager
@@ -689,3 +703,6 @@ def total_bytes() -> int:
         for memory in list(_known.values())
         if memory.pid == pid and memory.segment.fd >= 0
     )
+
+
+optional.shared = sys.modules[__name__]

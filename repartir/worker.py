@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from repartir import outcome
+from repartir import optional, outcome
 from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
@@ -280,7 +280,7 @@ class Worker:
     def _tidy(self) -> None:
         """Before sleep: keep nothing that others wait for."""
         self._free_dead()
-        shared = sys.modules.get("repartir.shared")
+        shared = optional.shared
         if shared is not None:
             dropped = shared.drop_freed()
             if dropped and self._functions.forget(dropped):

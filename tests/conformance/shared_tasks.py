@@ -164,3 +164,7 @@ def first_elements(arrays: Any) -> list[int]:
 
 def sum_of_first(arrays: Any) -> float:
     return float(arrays[0].sum())
+
+
+def type_name(value: Any) -> str:
+    return type(value).__name__

@@ -231,6 +231,34 @@ def test_an_array_that_workers_inherit_is_as_read_only(make: Make) -> None:
         tasks.kept.clear()
 
 
+@only_fork
+def test_what_workers_inherit_goes_back_when_they_have_ended(make: Make) -> None:
+    array = shared.zeros(MIB)
+    file = file_of(array)
+    with make(1) as ex:
+        run(ex, tasks.look, array)
+        array.free()
+        del array
+    assert not holders(file)
+
+
+@pytest.mark.parametrize("kind_of", ["frame", "sparse", "masked", "matrix"])
+def test_what_is_built_on_a_shared_array_copies_none_of_it(ex: Any, kind_of: str) -> None:
+    array = shared.zeros((1000, 100), writable=True)
+    if kind_of == "frame":
+        given: Any = pytest.importorskip("pandas").DataFrame(array, copy=False)
+    elif kind_of == "sparse":
+        sparse = pytest.importorskip("scipy.sparse")
+        given = sparse.dia_array((array, np.arange(1000)), shape=(100, 100))
+    else:
+        given = np.ma.masked_array(array, False) if kind_of == "masked" else array.view(np.matrix)
+        array += 1
+        assert run(ex, np.sum, given) == 100_000
+    held = ex.stats().arena_bytes
+    assert run(ex, tasks.type_name, given) == type(given).__name__
+    assert ex.stats().arena_bytes - held < MIB // 4
+
+
 # ---- the end
 
 

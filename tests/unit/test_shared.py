@@ -8,6 +8,7 @@ import itertools
 import os
 import pickle
 import resource
+import sys
 import types
 import weakref
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 import repartir
-from repartir import functions, shared
+from repartir import functions, optional, shared
 from repartir.codec import Encoded, decode, encode_call, encode_function, encode_result, raw
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.shared import SharedArray, SharedObject
@@ -282,6 +283,35 @@ def test_methods_that_change_an_array_do() -> None:
     array[0].sort()
     array.real = array + 1
     assert array.tolist() == [[2, 3, 3, 3], [3, 3, 3, 3], [3, 3, 3, 3]]
+
+
+@pytest.mark.parametrize("method", ["sum", "prod", "mean", "std", "max", "any", "argmin", "cumsum", "round"])
+def test_reductions_are_those_of_an_array(method: str) -> None:
+    array, plain = table(), np.arange(12.0).reshape(3, 4)
+    for kwargs in ({}, {"axis": 0}, {"axis": 1, "keepdims": True}, {"out": shared.zeros(4), "axis": 0}):
+        if method in ("cumsum", "round") and kwargs:
+            continue
+        if method == "argmin" and "out" in kwargs:
+            kwargs = {"axis": 0}
+        found = getattr(array, method)(**kwargs)
+        assert np.array_equal(
+            found, getattr(plain, method)(**{k: v for k, v in kwargs.items() if k != "out"})
+        )
+        assert type(found) is not SharedArray or found is kwargs["out"]
+        assert np.array_equal(getattr(np, method)(array, **kwargs), found)
+
+
+def test_a_reduction_that_fails_keeps_nothing_alive() -> None:
+    array = table()
+    memory = weakref.ref(array._lifetime.memory)
+    for reduce in (np.sum, np.max, np.mean):
+        with pytest.raises(np.exceptions.AxisError):
+            reduce(array, axis=9)
+    with pytest.raises(np.exceptions.AxisError):
+        array.sum(axis=9)
+    del array
+    gc.collect()
+    assert memory() is None
 
 
 # ---- travelling
@@ -646,3 +676,11 @@ def test_no_warning_names_a_global_that_is_shared() -> None:
         with pytest.warns(UserWarning, match="'HEAVY' of 2.0 MiB.*HEAVY = ex.share") as caught:
             functions.FunctionTable().encode(fn.__globals__["total"])
         assert len(caught) == 1
+
+
+def test_nobody_asks_the_module_before_it_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optional, "shared", None)
+    monkeypatch.setitem(sys.modules, "repartir.shared", types.ModuleType("repartir.shared"))
+    call = encode_call((np.zeros(10), Path("x")), {"fn": over(1)})
+    args, _ = decoded(call)
+    assert args[1] == Path("x")
