@@ -1,88 +1,108 @@
-"""A shared 64 MiB array given to 20 tasks that sum it, against summing it 20 times in this process.
+"""A shared 64 MiB array given to 20 tasks that each sum it, against summing the same array 20 times here.
 
-The ceiling is what bare forked processes reach that sum the array which they inherited: memory that all cores share.
+Shared by the library's own means, where it has any: `Executor.share`, `ray.put`, joblib's automatic memmapping; the
+others send the array with each task.  The goal is for an array that the workers have seen before; "shared anew" is the
+first time, sharing included.  The ceiling is what bare forked processes reach that sum an array which they inherited:
+memory has its own limits.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
 import time
+from collections.abc import Callable
 
-import numpy as np
-
-from .common import Settings, alternate_plain, run_script
+from .arrays import LARGE_BYTES, MIB, Array, make_array, total
+from .common import Settings, in_forks, measure_all, ratio_to, rows_of, run_script, spread_of
+from .contenders import ARRAY_CONTENDERS, CONTENDERS, OURS, Contender, Pool
 from .report import Goal, Report, Row
-from .stats import pair_ratios, spread
-from .tasks import total
+from .stats import Series, alternate
+from .tasks import noop_item
 
-MIB = 1 << 20
-SIZE_MIB = 64
 TASKS = 20
-OURS, SERIAL, JOBLIB, BARE = "repartir, shared", "serial", "joblib, memory-mapped", "bare forks"
+SHARING = {name: ARRAY_CONTENDERS[name] for name in (OURS, "joblib", "ray")}
+SERIAL, PRIVATE, CEILING = "serial sums", "serial, not shared", "bare forks"
+NOTES = {
+    PRIVATE: "its pages may be huge ones",
+    CEILING: "the machine's ceiling",
+}
+
+
+def speed_of(run: Callable[[], object]) -> float:
+    """Sums per second, where `run` does `TASKS` of them."""
+    began = time.perf_counter()
+    run()
+    return TASKS / (time.perf_counter() - began)
+
+
+def shared_sums(pool: Pool, shared: object) -> None:
+    """All tasks of one round."""
+    pool.map(total, [shared] * TASKS, 1)
+
+
+def serial_sums(array: Array, times: int = TASKS) -> None:
+    """As many sums in this process."""
+    for _ in range(times):
+        total(array)
 
 
 def measure(settings: Settings) -> Report:
-    """Sums a second, in pairs; the array is shared before, the workers are warm."""
-    array = np.ones(SIZE_MIB * MIB // 8)
-    repartir = importlib.import_module("repartir")
-    joblib = importlib.import_module("joblib") if importlib.util.find_spec("joblib") else None
+    """Sums per second of every contender, then of ours and serial sums in pairs of their own."""
+    array = make_array()
+    anew: dict[str, Series] = {}
 
-    def serial() -> float:
-        began = time.perf_counter()
-        for _ in range(TASKS):
-            total(array)
-        return TASKS / (time.perf_counter() - began)
-
-    def ours() -> float:
-        with repartir.Executor(settings.workers, "fork") as executor, executor.share(array) as shared:
-            list(executor.map(total, [shared] * settings.workers * 2, chunksize=1))
+    def speed(contender: Contender) -> float:
+        with contender.open(settings.workers) as pool:
+            pool.map(noop_item, range(TASKS), 1)
+            if contender.name not in SHARING:
+                return speed_of(lambda: shared_sums(pool, array))
             began = time.perf_counter()
-            for future in [executor.submit(total, shared) for _ in range(TASKS)]:
-                future.result()
-            return TASKS / (time.perf_counter() - began)
+            shared = pool.share(array)
+            shared_sums(pool, shared)
+            first = TASKS / (time.perf_counter() - began)
+            anew.setdefault(contender.name, Series()).values.append(first)
+            return speed_of(lambda: shared_sums(pool, shared))
 
-    def mapped() -> float:
-        assert joblib is not None
-        with joblib.Parallel(n_jobs=settings.workers) as parallel:
-            parallel(joblib.delayed(total)(array) for _ in range(settings.workers * 2))
-            began = time.perf_counter()
-            parallel(joblib.delayed(total)(array) for _ in range(TASKS))
-            return TASKS / (time.perf_counter() - began)
-
-    def bare() -> float:
-        began = time.perf_counter()
-        children = []
-        for _ in range(settings.workers):
-            child = os.fork()
-            if child == 0:
-                for _ in range(TASKS // settings.workers):
-                    total(array)
-                os._exit(0)
-            children.append(child)
-        for child in children:
-            os.waitpid(child, 0)
-        return TASKS // settings.workers * settings.workers / (time.perf_counter() - began)
-
-    measures = {SERIAL: serial, OURS: ours, BARE: bare, **({} if joblib is None else {JOBLIB: mapped})}
-    series = alternate_plain(measures, rounds=settings.pick(9, 3))
-    case = f"sum of {SIZE_MIB} MiB, {TASKS} times"
-    rows = []
-    for name in (SERIAL, OURS, BARE, JOBLIB):
-        own = series.get(name)
-        values = [] if own is None else own.values
-        against = pair_ratios(series[OURS].values, values)
-        note = "not installed" if own is None else own.failure or ""
-        ratio = spread(against) if against and name != OURS else None
-        rows.append(Row(case, name, spread(values) if values else None, "1/s", ratio, note))
-    against = pair_ratios(series[OURS].values, series[SERIAL].values)
-    measured = spread(against) if against else None
+    seen = measure_all(speed, rounds=settings.pick(2, 1), peer_rounds=1, contenders=ARRAY_CONTENDERS)
+    for name in SHARING.keys() & seen.keys():
+        anew.setdefault(name, Series()).failure = seen[name].failure
+    rounds = settings.pick(25, 7)
+    with CONTENDERS[OURS].open(settings.workers) as pool:
+        shared = pool.share(array)
+        shared_sums(pool, shared)
+        paired = alternate(
+            {
+                OURS: lambda: speed_of(lambda: shared_sums(pool, shared)),
+                SERIAL: lambda: speed_of(lambda: serial_sums(shared)),
+                PRIVATE: lambda: speed_of(lambda: serial_sums(array)),
+                CEILING: lambda: (
+                    TASKS / in_forks(lambda share: serial_sums(array, share), TASKS, settings.workers)
+                ),
+            },
+            dict.fromkeys((OURS, SERIAL, PRIVATE, CEILING), rounds),
+        )
+    ratios = {
+        name: ratio_to(paired[OURS].values, series.values) for name, series in paired.items() if name != OURS
+    }
+    case = "in turns with serial sums"
     return Report(
         "array_shared",
-        f"a shared {SIZE_MIB} MiB array, {TASKS} tasks",
-        rows,
-        [Goal(f"{case}, {settings.workers} workers, against serial", measured, 1.7, at_least=True)],
+        f"{TASKS} sums of a shared array of {LARGE_BYTES // MIB} MiB, {settings.workers} workers",
+        [
+            *rows_of("seen before", seen, "sums/s", contenders=ARRAY_CONTENDERS),
+            *rows_of("shared anew", anew, "sums/s", contenders=SHARING),
+            *(
+                Row(
+                    case,
+                    name,
+                    spread_of(paired, name),
+                    "sums/s",
+                    ratios.get(name),
+                    series.failure or NOTES.get(name, ""),
+                )
+                for name, series in paired.items()
+            ),
+        ],
+        [Goal("speed of shared sums, against serial sums", ratios[SERIAL], 1.7, at_least=True)],
     )
 
 

@@ -77,12 +77,14 @@ def measure_all(
     peer_rounds: int,
     without: Sequence[str] = (),
     yardsticks: Mapping[str, Callable[[], float]] | None = None,
+    contenders: Mapping[str, Contender] | None = None,
 ) -> dict[str, Series]:
     """Alternate over the installed contenders: ours and the stdlib for `rounds`, others for `peer_rounds`.
 
-    `yardsticks` are measures without a pool that take part in every round.
+    `yardsticks` are measures without a pool that take part in every round.  `contenders`: None means `CONTENDERS`.
     """
-    chosen = [c for c in CONTENDERS.values() if c.installed and c.name not in without]
+    candidates = CONTENDERS if contenders is None else contenders
+    chosen = [c for c in candidates.values() if c.installed and c.name not in without]
     extra = yardsticks or {}
     all_rounds = {c.name: rounds if c.name in (OURS, STDLIB) else peer_rounds for c in chosen}
     return alternate(
@@ -91,22 +93,18 @@ def measure_all(
     )
 
 
-def alternate_plain(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Series]:
-    """Alternate over measures that need no pool of a contender, each for `rounds`."""
-    return alternate(measures, dict.fromkeys(measures, rounds))
-
-
 def rows_of(
     case: str,
     series: Mapping[str, Series],
     unit: str,
     skipped: Mapping[str, str] | None = None,
     paired: bool = True,
+    contenders: Mapping[str, Contender] | None = None,
 ) -> list[Row]:
     """A row for every contender: its spread and, if `paired`, ours over it; or why there is no figure."""
     ours = series[OURS].values if OURS in series else []
     rows = []
-    for name in CONTENDERS:
+    for name in CONTENDERS if contenders is None else contenders:
         own = series.get(name)
         if own is None:
             rows.append(Row(case, name, None, unit, note=(skipped or {}).get(name, "not installed")))
@@ -134,6 +132,23 @@ def spread_of(series: Mapping[str, Series], name: str) -> Spread | None:
     """The spread of one contender's values; None if it has none."""
     own = series.get(name)
     return spread(own.values) if own is not None and own.values else None
+
+
+def in_forks(work: Callable[[int], object], times: int, processes: int) -> float:
+    """Wall seconds of `work(times // processes)` in each of so many bare forks: what the cores can give to anybody."""
+    began = time.perf_counter()
+    children = []
+    for _ in range(processes):
+        child = os.fork()
+        if child == 0:
+            try:
+                work(times // processes)
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    return time.perf_counter() - began
 
 
 def _child_command(script: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

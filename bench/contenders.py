@@ -6,6 +6,7 @@ that no adapter is timed with the library.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import multiprocessing
@@ -18,15 +19,24 @@ from typing import Any
 
 OURS = "repartir"
 STDLIB = "stdlib"
+RAY_STORE_BYTES = 1 << 30
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """An open pool.  `map(fn, items, chunksize)` returns when all is done; None: the default size."""
+    """An open pool.  `map(fn, items, chunksize)` returns when all is done; None: the default size.
+
+    `share(value)` is what to give to many tasks in place of the value, by the library's own means.
+    """
 
     submit: Callable[..., Any]
     take: Callable[[Any], Any]
     map: Callable[[Callable[[Any], Any], Sequence[Any], int | None], None]
+    share: Callable[[Any], Any] = _itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +55,20 @@ class Contender:
             return False
 
 
-def _futures_pool(executor: Any) -> Pool:
+def _futures_pool(executor: Any, share: Callable[[Any], Any] = _itself) -> Pool:
     def map_all(fn: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None) -> None:
         chosen = {} if chunksize is None else {"chunksize": chunksize}
         for _ in executor.map(fn, items, **chosen):
             pass
 
-    return Pool(executor.submit, operator.methodcaller("result"), map_all)
+    return Pool(executor.submit, operator.methodcaller("result"), map_all, share)
 
 
 @contextmanager
 def _open_ours(workers: int) -> Iterator[Pool]:
     executor_class = importlib.import_module("repartir").Executor
     with executor_class(workers, multiprocessing.get_context("fork")) as executor:
-        yield _futures_pool(executor)
+        yield _futures_pool(executor, executor.share)
 
 
 @contextmanager
@@ -111,6 +121,40 @@ def _open_mpire(workers: int) -> Iterator[Pool]:
         pool.stop_and_join()
 
 
+@contextmanager
+def _open_joblib(workers: int) -> Iterator[Pool]:
+    """joblib has no futures: a call that was submitted runs when its result is taken."""
+    joblib = importlib.import_module("joblib")
+    with joblib.Parallel(n_jobs=workers) as parallel:
+
+        def map_all(fn: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None) -> None:
+            call = joblib.delayed(fn)
+            parallel(call(item) for item in items)
+
+        yield Pool(lambda fn, *args: joblib.delayed(fn)(*args), lambda call: parallel([call])[0], map_all)
+
+
+@contextmanager
+def _open_ray(workers: int) -> Iterator[Pool]:
+    ray = importlib.import_module("ray")
+    remote = functools.cache(ray.remote)
+
+    def map_all(fn: Callable[[Any], Any], items: Sequence[Any], chunksize: int | None) -> None:
+        ray.get([remote(fn).remote(item) for item in items])
+
+    ray.init(
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=RAY_STORE_BYTES,
+    )
+    try:
+        yield Pool(lambda fn, *args: remote(fn).remote(*args), ray.get, map_all, ray.put)
+    finally:
+        ray.shutdown()
+
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -121,3 +165,10 @@ CONTENDERS = {
         Contender("mpire", "mpire", _open_mpire),
     )
 }
+
+ARRAY_CONTENDERS = {
+    **CONTENDERS,
+    "joblib": Contender("joblib", "joblib", _open_joblib),
+    "ray": Contender("ray", "ray", _open_ray),
+}
+"""The same, and what moves large arrays through files or shared memory."""

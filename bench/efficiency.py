@@ -7,12 +7,11 @@ The ceiling is what bare forked processes reach that share nothing but the cores
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .common import Settings, measure_all, ratio_to, rows_of, run_script, spread_of
+from .common import Settings, in_forks, measure_all, ratio_to, rows_of, run_script, spread_of
 from .contenders import OURS, Contender, Pool
 from .report import Goal, Report, Row
 from .tasks import burn
@@ -78,21 +77,6 @@ def _hand_out(pool: Pool, case: Case, items: Sequence[int]) -> None:
         pool.take(future)
 
 
-def _bare_seconds(turns: int, tasks: int, workers: int) -> float:
-    began = time.perf_counter()
-    children = []
-    for _ in range(workers):
-        child = os.fork()
-        if child == 0:
-            for _ in range(tasks // workers):
-                burn(turns)
-            os._exit(0)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
-    return time.perf_counter() - began
-
-
 def _measure_case(case: Case, settings: Settings) -> tuple[list[Row], Goal]:
     turns = turns_for(case.task_us)
     workers = settings.workers
@@ -103,8 +87,12 @@ def _measure_case(case: Case, settings: Settings) -> tuple[list[Row], Goal]:
             lambda: _pool_seconds(contender, case, turns, tasks, workers), turns, tasks, workers
         )
 
+    def burn_all(times: int) -> None:
+        for _ in range(times):
+            burn(turns)
+
     def bare() -> float:
-        return efficiency(lambda: _bare_seconds(turns, tasks, workers), turns, tasks, workers)
+        return efficiency(lambda: in_forks(burn_all, tasks, workers), turns, tasks, workers)
 
     rounds, peer_rounds = settings.pick(5, 3), settings.pick(2, 1)
     series = measure_all(pooled, rounds, peer_rounds, yardsticks={CEILING: bare})

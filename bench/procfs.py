@@ -76,3 +76,14 @@ def memory(pid: int) -> Memory:
         key, _, rest = line.partition(":")
         sizes[key] = int(rest.split()[0]) * 1024
     return Memory(sizes["Rss"], sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"])
+
+
+def open_files(pid: int) -> int:
+    """How many descriptors the process has open; OSError if it is gone or not ours to read."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def shared_mappings(pid: int) -> int:
+    """How many mappings the process shares, or would share, with others; OSError as above."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return sum(line.split(maxsplit=2)[1].endswith("s") for line in maps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 
 def noop() -> None:
@@ -20,28 +19,6 @@ def burn(turns: int) -> int:
     for turn in range(turns):
         value = (value * 3 + turn) & 0xFFFF
     return value
-
-
-def give_back(array: Any) -> Any:
-    """The argument itself."""
-    return array
-
-
-def touch(array: Any) -> int:
-    """One element of the argument."""
-    return int(array[-1])
-
-
-def total(array: Any) -> float:
-    """The sum of the argument."""
-    return float(array.sum())
-
-
-def distinct(value: int, size: int) -> Any:
-    """`size` bytes, all `value` modulo 251."""
-    import numpy as np
-
-    return np.full(size, value % 251, np.uint8)
 
 
 def pass_gate(path: str) -> int:

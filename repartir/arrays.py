@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from repartir import optional
+
 _NATIVE = frozenset("cbB?hHiIlLqQnNfdP")
 
 
@@ -34,7 +36,7 @@ def view_of(elements: Any, format_: str, shape: tuple[int, ...]) -> memoryview:
 def reduce_subclass(array: Any, kind: type) -> Any:
     """How an instance of a subclass of `ndarray` is pickled: NotImplemented for one that is not numpy's own."""
     numpy = sys.modules["numpy"]
-    if kind is numpy.ma.MaskedArray and array._baseclass is numpy.ndarray:
+    if kind is numpy.ma.MaskedArray and (array._baseclass is numpy.ndarray or is_shared(array._baseclass)):
         mask = None if array._mask is numpy.ma.nomask else array._mask
         return as_masked, (array._data, mask, array._fill_value, array._hardmask)
     if kind is numpy.matrix:
@@ -42,6 +44,12 @@ def reduce_subclass(array: Any, kind: type) -> Any:
     if kind is numpy.recarray:
         return as_recarray, (array.view(array.dtype, numpy.ndarray), array.dtype)
     return NotImplemented
+
+
+def is_shared(kind: type) -> bool:
+    """Whether this is the type of arrays in shared memory."""
+    shared = optional.shared
+    return shared is not None and kind is shared.SharedArray
 
 
 def as_masked(data: Any, mask: Any, fill_value: Any, hard_mask: bool) -> Any:

@@ -18,12 +18,12 @@ import contextlib
 import logging
 import os
 import select
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from repartir import optional
 from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
@@ -162,7 +162,7 @@ class Broker:
         """What is going on, and what it takes."""
         self.pump.pump()
         running, queued = self.counts()
-        shared = sys.modules.get("repartir.shared")
+        shared = optional.shared
         limit = backed = 0
         memory = spilled = NOTHING
         with contextlib.suppress(BoardClosed):

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from repartir import optional
 from repartir.bindings import OwnedGlobals
 from repartir.diagnosis import describe, first_failure, is_interruption
 from repartir.errors import TaskNotSerializable
@@ -145,10 +146,17 @@ def split_parts(joined: bytes) -> list[bytearray]:
 def _failure(
     what: str, named: Iterable[tuple[str, Any]], inherited: InheritedArrays | None, error: BaseException
 ) -> TaskNotSerializable:
+    shared = optional.shared
+    is_freed = shared is not None and isinstance(error, shared.FreedError)
+    kind, remedy = (UseAfterFreeError, "") if is_freed else (TaskNotSerializable, f". {_REMEDY}")
     for name, value in named:
         found = first_failure(value, lambda part: dump(part, inherited))
         if found is not None:
             path, reason = found
             where = ": ".join([f"{name} ({type(value).__qualname__})", *path])
-            return TaskNotSerializable(f"{where}: {reason}. {_REMEDY}")
-    return TaskNotSerializable(f"{what} cannot be pickled: {describe(error)}. {_REMEDY}")
+            return kind(f"{where}: {reason}{remedy}")
+    return kind(f"{what} cannot be pickled: {describe(error)}{remedy}")
+
+
+class UseAfterFreeError(TaskNotSerializable, ValueError):
+    """A task refers to a shared array or object that was freed."""

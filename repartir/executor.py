@@ -183,11 +183,12 @@ class Executor(concurrent.futures.Executor):
             failed: Future[Any] = Future()
             failed.set_exception(exc)
             return mapping.results(deque([failed]), lambda: None, until)
+        held = ref.hold()
         pending = deque(
             self._submit_chunk(fn, ref, flag, chunk) for chunk in itertools.islice(source, buffersize)
         )
 
-        def more() -> Future[Any] | None:
+        def more(held: object = held) -> Future[Any] | None:
             chunk = next(source, None)
             return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk)
 

@@ -2,8 +2,8 @@
 
 A fingerprint lists what a by-value function refers to, by identity: code, defaults, keyword defaults, cells,
 attributes, globals, and the same of each function that it reaches. `holds` looks again. Only what cannot
-change inside can be in one: immutable atoms, modules, functions, classes that go by reference, arrays that are
-inherited or shared. For a function that refers to anything else there is none.
+change inside can be in one: immutable atoms, modules, functions, classes that go by reference, and what is not
+sent, inherited and shared arrays and shared objects. For a function that refers to anything else there is none.
 
 A fingerprint keeps nothing of the user's alive but atoms and modules: functions, classes and arrays are held
 weakly.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+from repartir import optional
 from repartir.inherited import InheritedArrays
 from repartir.pickler import MAIN_MODULES, global_names, goes_by_reference
 
@@ -201,11 +202,11 @@ class _Collector:
             if value.__module__ != builtins.__name__ and not goes_by_reference(value):
                 raise _Unstable
         elif self.inherited is None or self.inherited.name_of(value) is None:
-            shared = sys.modules.get("repartir.shared")
-            alive: Callable[[], Any] | None = None if shared is None else shared.while_shared(value)
-            if alive is None:
+            shared = optional.shared
+            look: Callable[[], Any] | None = None if shared is None else shared.unchanged(value)
+            if look is None:
                 raise _Unstable
-            return alive
+            return look
         return weakref.ref(value)
 
 

@@ -19,6 +19,7 @@ from repartir.heavy import HEAVY_BYTES, HeavyGlobals
 from repartir.inherited import InheritedArrays
 from repartir.pickler import MAIN_MODULES, Encoded, blake2b, global_names, goes_by_reference
 
+_SHARED = b"repartir.shared"
 CACHE_COUNT = 256
 CACHE_BYTES = 64 * 1024 * 1024
 RECENT_COUNT = 16
@@ -29,15 +30,21 @@ class FunctionRef:
     """An encoded function. Alive as long as the function or a task that uses it.
 
     `key`: 64-bit digest of `blob`, never 0; equal blobs have equal keys. `head`: for the owner of the shared
-    memory, what each call of the function begins with; empty until the blob lies there.
+    memory, what each call of the function begins with; empty until the blob lies there. `needs`: what the blob
+    only refers to, weakly, since a function that nobody calls must not keep shared memory from being freed.
     """
 
-    __slots__ = ("__weakref__", "blob", "head", "key")
+    __slots__ = ("__weakref__", "blob", "head", "key", "needs")
 
-    def __init__(self, key: int, blob: bytes | Encoded) -> None:
+    def __init__(self, key: int, blob: bytes | Encoded, needs: tuple[weakref.ref[Any], ...] = ()) -> None:
         self.key = key
         self.blob = blob
         self.head = b""
+        self.needs = needs
+
+    def hold(self) -> tuple[object, ...]:
+        """What must live until a call of the function has ended."""
+        return tuple(ref() for ref in self.needs)
 
     def __repr__(self) -> str:
         return f"<FunctionRef {self.key:016x}: {_size_bytes(self.blob)} bytes>"
@@ -161,11 +168,14 @@ class FunctionTable:
 
     def _ref(self, blob: bytes | Encoded) -> FunctionRef:
         key = digest(blob)
+        needs: tuple[weakref.ref[Any], ...] = ()
+        if isinstance(blob, Encoded):
+            needs, blob.keep = tuple(map(weakref.ref, blob.keep)), ()
         known = self._refs.get(key)
         ref = None if known is None else known()
         if ref is None:
             refs = self._refs
-            ref = FunctionRef(key, blob)
+            ref = FunctionRef(key, blob, needs)
             refs[key] = weakref.ref(ref, partial(_drop, refs, key))
             if isinstance(blob, bytes) and len(blob) < RECENT_BYTES:
                 self._recent.append(ref)
@@ -234,6 +244,8 @@ class FunctionCache:
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._entries: OrderedDict[int, tuple[Callable[..., Any], int]] = OrderedDict()
+        self._shared: dict[int, set[bytes]] = {}
+        """By key, the tokens of the shared arrays and objects that a function refers to."""
         self._newest: tuple[int, Callable[..., Any] | None] = (0, None)
         self.size_bytes = 0
 
@@ -256,7 +268,15 @@ class FunctionCache:
         self, key: int, blob: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()
     ) -> Callable[..., Any]:
         """Unpickle a function and keep it under `key`. Raises whatever unpickling raises."""
-        fn: Callable[..., Any] = decode(blob, buffers)
+        fn: Callable[..., Any]
+        if _SHARED in bytes(blob):
+            from repartir import shared
+
+            with shared.noting() as tokens:
+                fn = decode(blob, buffers)
+            self._shared[key] = tokens
+        else:
+            fn = decode(blob, buffers)
         size = len(blob) + sum(memoryview(buffer).nbytes for buffer in buffers)
         old = self._entries.pop(key, None)
         if old is not None:
@@ -267,5 +287,18 @@ class FunctionCache:
         while len(self._entries) > 1 and (
             len(self._entries) > self._max_count or self.size_bytes > self._max_bytes
         ):
-            self.size_bytes -= self._entries.popitem(last=False)[1][1]
+            self._remove(next(iter(self._entries)))
         return fn
+
+    def forget(self, tokens: set[bytes]) -> bool:
+        """Drop the functions that refer to any of these shared arrays and objects. Whether there were any."""
+        found = [key for key, own in self._shared.items() if not own.isdisjoint(tokens)]
+        for key in found:
+            self._remove(key)
+            if self._newest[0] == key:
+                self._newest = (0, None)
+        return bool(found)
+
+    def _remove(self, key: int) -> None:
+        self._shared.pop(key, None)
+        self.size_bytes -= self._entries.pop(key)[1]

@@ -10,6 +10,7 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
+from repartir import optional
 from repartir.inherited import InheritedArrays
 from repartir.pickler import dump, global_names, goes_by_reference
 
@@ -37,7 +38,11 @@ class HeavyGlobals:
             return
         self._weighed[function] = size_bytes
         for name, value in _globals_of(fn):
-            if (*function, name) not in self._warned and not self._is_inherited(value):
+            if (
+                (*function, name) not in self._warned
+                and not self._is_inherited(value)
+                and not _is_shared(value)
+            ):
                 weight = _weight_bytes(value)
                 if weight >= HEAVY_BYTES:
                     self._warned.add((*function, name))
@@ -50,9 +55,18 @@ class HeavyGlobals:
 def _message(fn: FunctionType, name: str, weight: int) -> str:
     return (
         f"function {fn.__qualname__!r} refers to the global {name!r} of {weight / 2**20:.1f} MiB, which is "
-        f"sent to the workers each time the function is encoded. Share it once with ex.share({name}), and let the "
-        f"function use what that gives. With start method fork an array is not sent if it exists before the executor "
-        f"is made and stays the same object."
+        f"sent to the workers each time the function is encoded. Share it once: `{name} = ex.share({name})`; tasks then "
+        f"read it in place. (With start method fork an array that exists before the executor is made and stays the same "
+        f"object is not sent either; nor is a numpy.memmap.)"
+    )
+
+
+def _is_shared(value: Any) -> bool:
+    shared, numpy = optional.shared, sys.modules.get("numpy")
+    if shared is None or numpy is None:
+        return False
+    return type(value) is shared.SharedObject or (
+        isinstance(value, numpy.ndarray) and bool(shared.lies_in_shared_memory(value))
     )
 
 

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from repartir import optional
 from repartir.classes import record_of
 from repartir.errors import InternalError
 
@@ -67,13 +68,15 @@ def snapshot_inherited(module_names: Iterable[str] = ("__main__",)) -> Inherited
     Call it right before the fork, and only if members will be forked from this process. The classes get their
     tokens now, so that instances which a member inherited come back as instances of the client's classes.
     """
-    numpy = sys.modules.get("numpy")
+    numpy, shared = sys.modules.get("numpy"), optional.shared
     arrays: dict[tuple[str, str], Any] = {}
     for module_name in module_names:
         module = sys.modules.get(module_name)
         for name, value in list(vars(module).items()) if module is not None else ():
             if numpy is not None and isinstance(value, numpy.ndarray):
-                if value.nbytes >= OUT_OF_BAND_BYTES:
+                # What lies in shared memory is referred to: freed in time, and read-only where it shall be.
+                is_shared = shared is not None and shared.lies_in_shared_memory(value)
+                if value.nbytes >= OUT_OF_BAND_BYTES and not is_shared:
                     arrays[module_name, name] = value
             elif issubclass(type(value), type) and getattr(value, "__module__", None) == module_name:
                 record_of(value)

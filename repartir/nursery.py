@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from repartir import optional
 from repartir.codec import decode, encode_value, parts_of, raw
 from repartir.hygiene import die_with_parent, leave, leave_parent_behind, reseed
 from repartir.shm.board import Board, MemberState
@@ -190,6 +191,9 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
     code = 1
     try:
         leave_parent_behind()
+        shared = optional.shared
+        if shared is not None:
+            shared.protect()
         Nursery(control, board, settings).serve()
         code = 0
     except BaseException:  # noqa: BLE001 - this process ends here

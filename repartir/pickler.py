@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle.cloudpickle as cp
 
-from repartir import arrays, classes, memmaps
+from repartir import arrays, classes, memmaps, optional
 from repartir.bindings import OwnedGlobals, make_function
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, inherited_array, newest_snapshot
 
@@ -169,11 +169,12 @@ def dump_in_band(
     whole: bool = False,
     is_result: bool = False,
     contents_of: type | None = None,
+    within: Pickler | None = None,
 ) -> bytes:
     """Pickle `obj` with all its buffers inside. Raises whatever pickling raises.
 
     `whole`: with the definitions of all classes, so that it stands alone. `contents_of`: with the definition
-    of that class only.
+    of that class only. `within`: whose pickle this becomes a part of; it keeps what is referred to.
     """
     file = io.BytesIO()
     pickler = Pickler(file, PROTOCOL)
@@ -182,6 +183,8 @@ def dump_in_band(
     pickler.is_result = is_result
     pickler.contents_of = contents_of
     pickler.dump(obj)
+    if within is not None:
+        within.shared += pickler.shared
     return file.getvalue()
 
 
@@ -221,7 +224,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
             return cp._make_empty_cell, ()
         if kind is memoryview:
             return self._reduce_memoryview(obj)
-        shared = sys.modules.get("repartir.shared")
+        shared = optional.shared
         if shared is not None and kind is shared.SharedObject and not self.is_result:
             return self._refer(shared.object_reference(obj))
         reducer = _REDUCERS.get(kind)
@@ -260,15 +263,15 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
                 return inherited_array, (self.inherited.key, *name)
         if array.dtype.hasobject:
             return NotImplemented
-        shared = sys.modules.get("repartir.shared")
+        shared, numpy = optional.shared, sys.modules["numpy"]
         if shared is not None:
-            found = None if self.is_result else shared.reference(array)
-            if found is not None:
-                return self._refer(found)
+            if not self.is_result and kind in (numpy.ndarray, shared.SharedArray):
+                found = shared.reference(array)
+                if found is not None:
+                    return self._refer(found)
             if kind is shared.SharedArray:
-                array = array.view(sys.modules["numpy"].ndarray)
+                array = array.view(numpy.ndarray)
                 kind = type(array)
-        numpy = sys.modules["numpy"]
         if kind is numpy.memmap:
             return memmaps.reduce(array) or (arrays.as_memmap, (array.view(numpy.ndarray),))
         if kind is not numpy.ndarray:
@@ -276,10 +279,14 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         flags = array.flags
         order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
         if array.nbytes >= self.threshold:
-            return arrays.from_buffer, (self._beside(array, order), array.dtype, array.shape, order)
+            # Stands for the elements, whatever their strides, type and flags: see `dump`.
+            buffer = pickle.PickleBuffer(_EMPTY)
+            self.arrays[id(buffer)] = buffer, ArrayBuffer(array, order)
+            return arrays.from_buffer, (buffer, array.dtype, array.shape, order)
         if not array.dtype.isnative:
             # Numpy's own way brings some of them home: of which dtype an array is would depend on its size.
-            return arrays.from_buffer, (bytearray(array.tobytes(order)), array.dtype, array.shape, order)
+            elements = bytearray(bytes(ArrayBuffer(array, order)))
+            return arrays.from_buffer, (elements, array.dtype, array.shape, order)
         # A read-only buffer would arrive read-only, but what arrives is the receiver's own to write.
         return (array if flags.writeable else array.copy(order="K")).__reduce_ex__(PROTOCOL)
 
@@ -288,24 +295,17 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         return found.call
 
     def _reduce_memoryview(self, view: memoryview) -> Any:
+        is_large = view.nbytes >= self.threshold
         if not arrays.can_be_cast(view):
             import numpy
 
             return memoryview, (numpy.asarray(view),)
         elements: Any = view.cast("B") if view.c_contiguous else view.tobytes()
-        if view.nbytes >= self.threshold:
+        if is_large:
             import numpy
 
-            elements = self._beside(numpy.frombuffer(elements, numpy.uint8), "C")
-        else:
-            elements = bytearray(elements)
-        return arrays.view_of, (elements, view.format, view.shape)
-
-    def _beside(self, array: Any, order: str) -> pickle.PickleBuffer:
-        """What stands in the pickle for the elements, whatever their strides, type and flags: see `dump`."""
-        buffer = pickle.PickleBuffer(_EMPTY)
-        self.arrays[id(buffer)] = buffer, ArrayBuffer(array, order)
-        return buffer
+            elements = numpy.frombuffer(elements, numpy.uint8)
+        return arrays.view_of, (elements if is_large else bytearray(elements), view.format, view.shape)
 
     def _reduce_class(self, cls: type) -> Any:
         if cls.__module__ == "builtins":
@@ -338,7 +338,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
     def _definition(self, cls: type, record: classes.ClassRecord) -> bytes:
         """A pickled definition that stands alone: the owner makes it anew, others once a version."""
         if record.is_own:
-            return dump_in_band(cls, self.inherited, whole=True)
+            return dump_in_band(cls, self.inherited, whole=True, is_result=self.is_result, within=self)
         known = record.definition
         if known is None or known[0] != record.version:
             # The receiver may be the owner, who has the arrays that this process inherited from it.

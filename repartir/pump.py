@@ -24,7 +24,7 @@ from repartir.functions import FunctionRef
 from repartir.future import Future
 from repartir.ledger import Ledger, Record
 from repartir.shm.arena import FUNCTION_OWNER, Handle
-from repartir.shm.blocks import when_dead
+from repartir.shm.blocks import BlockRef, watch, when_dead
 from repartir.shm.board import Board, BoardClosed
 from repartir.shm.layout import ANSWER, ANSWER_IN_BLOCK, IN_BLOCK, MEMBER_READY, SLOT_PAYLOAD_BYTES
 from repartir.shm.outbox import records
@@ -76,9 +76,9 @@ class Pump:
         """What members said of themselves: (row, status, payload)."""
         self.garbage: deque[Handle] = deque()
         """Blocks that finalizers want freed."""
-        self.views: dict[Handle, tuple[int, weakref.ref[Any] | None]] = {}
-        """Blocks of results that arrays of the client lie in: the task word, and (once it is armed) their exporter."""
-        self.dead_views: deque[Handle] = deque()
+        self.views: dict[Handle, tuple[int, BlockRef | None]] = {}
+        """Blocks of results that arrays of the client lie in: the task word, and what watches over them, once it does."""
+        self.dead_views: deque[BlockRef] = deque()
         """Those whose last array has died."""
         self.pinned: set[Handle] = set()
         """Those that a child of the client may still use."""
@@ -124,9 +124,9 @@ class Pump:
         Raises ``BoardClosed`` when the executor ended meanwhile, ``SharedMemoryFull`` when the function has no room.
         """
         payload: Any = ref.head or self._place_function(ref)
-        keep: object = ref
+        keep: object = (ref, ref.hold()) if ref.needs else ref
         if type(call) is not bytes:
-            keep = ref, call.keep  # type: ignore[union-attr]
+            keep = keep, call.keep  # type: ignore[union-attr]
             if not call.buffers:  # type: ignore[union-attr]
                 call = call.meta  # type: ignore[union-attr]
         if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
@@ -378,8 +378,8 @@ class Pump:
                 continue
             record = ledger.answered(word)
             if record is None:
-                if status == ANSWER_IN_BLOCK and (known := Handle.unpack(payload)) not in self.views:
-                    board.blocks.free(known)
+                if status == ANSWER_IN_BLOCK:
+                    self._free_unless_viewed(Handle.unpack(payload))
                 continue
             handle = None
             if status == ANSWER:
@@ -396,8 +396,8 @@ class Pump:
                 self.settle(record, result.value, None, TaskEvent.ANSWER)
             else:
                 self.settle(record, None, result.exception, TaskEvent.ANSWER)
-            if handle is not None and handle not in self.views:
-                board.blocks.free(handle)
+            if handle is not None:
+                self._free_unless_viewed(handle)
         outbox.consumed()
         if board.words[row.blocked]:
             outbox.peek()
@@ -418,33 +418,43 @@ class Pump:
         seen = self.views.get(handle)
         if seen is not None or self.viewed_bytes + handle.size > blocks.limit // 2:
             meta, *copies = blocks.load(handle)
-            if seen == (word, None):
-                self.dead_views.append(handle)
             return outcome.decode_outcome(meta, copies)
         view, buffers, exporter = blocks.open(handle)
         if exporter is not None:
             self.views[handle] = word, None
             self.viewed_bytes += handle.size
             _with_views.add(self)
+            self.views[handle] = word, watch(exporter, handle, self.dead_views)
             when_dead(exporter, self._view_died, handle, *blocks.extent(handle))
-            self.views[handle] = word, weakref.ref(exporter)
         return outcome.decode_outcome(view, buffers)
+
+    def _free_unless_viewed(self, handle: Handle) -> None:
+        """The answer in a block is settled: give the block back, unless something watches over arrays in it."""
+        view = self.views.get(handle)
+        if (
+            view is not None and view[1] is None
+        ):  # interrupted before it was watched, then decoded into private copies
+            del self.views[handle]
+        if view is None or view[1] is None:
+            self.board.blocks.free(handle)
 
     def has_view_of(self, word: int) -> bool:
         """Whether arrays of the client lie in the result of a task whose member died before it let go of the claim."""
         return any(viewed == word for viewed, _ in list(self.views.values()))
 
-    def _view_died(self, handle: Handle, data: mmap.mmap, start: int, end: int) -> None:
-        """The last array in a block has died.  Called from finalizers, so without locks."""
+    def _view_died(self, handle: Handle, mapping: weakref.ref[mmap.mmap], start: int, end: int) -> None:
+        """The last array in a block has died: a hint, which a signal handler's exception may lose.  Takes no lock."""
         if not self.ended:
-            self.dead_views.append(handle)
             self._dead_bytes += handle.size
             if self._dead_bytes > _SWEEP_BYTES or self.room:
                 self._on_news()  # else whoever pumps next sweeps: a hand-over to the broker's thread costs more
-            return
-        if handle not in self.pinned:
+        elif handle not in self.pinned:
             self.views.pop(handle, None)
-            discard(data, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE)
+            data = mapping()
+            if data is not None:
+                discard(
+                    data, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+                )
 
     def pin_views(self) -> None:
         """The client forks a child, which has the arrays that it has now: their blocks are not used again."""
@@ -498,7 +508,7 @@ class Pump:
             blocks.free(self.garbage[0])
             self.garbage.popleft()
         for _ in range(len(dead)):
-            handle = dead[0]
+            handle = dead[0].handle
             if handle in views and handle not in self.pinned:
                 if self.ledger.claimant(views[handle][0]) is not None:
                     dead.rotate(-1)  # not settled yet: the answer will be decoded once more

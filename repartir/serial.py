@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
-from repartir import mapping, worker
-from repartir.codec import encode_value, parts_of
+from repartir import mapping, optional, worker
+from repartir.codec import Encoded, encode_value, parts_of
 from repartir.future import Future
 from repartir.stats import ExecutorStats
 
@@ -55,7 +54,7 @@ class SerialExecutor(concurrent.futures.Executor):
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
         try:
-            value = fn(*args, **kwargs)
+            value = call(fn, args, kwargs)
         except KeyboardInterrupt:
             raise
         except BaseException as exc:  # noqa: BLE001 - the future carries all that a task raises
@@ -91,7 +90,7 @@ class SerialExecutor(concurrent.futures.Executor):
 
     def stats(self) -> ExecutorStats:
         """As `Executor.stats`: nothing runs elsewhere, and only what was shared takes shared memory."""
-        shared = sys.modules.get("repartir.shared")
+        shared = optional.shared
         return ExecutorStats(
             workers=0,
             queued=0,
@@ -130,10 +129,19 @@ class SerialExecutor(concurrent.futures.Executor):
         while taken:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError
-            value = fn(*taken.popleft())
+            value = call(fn, taken.popleft(), {})
             taken.extend(itertools.islice(items, 1))
             yield value
             del value
+
+
+def call(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    """A call whose arguments may be handles of shared objects: it gets the objects, as in a worker."""
+    shared = optional.shared
+    if shared is not None:
+        args = tuple(map(shared.resolved, args))
+        kwargs = {name: shared.resolved(value) for name, value in kwargs.items()}
+    return fn(*args, **kwargs)
 
 
 def share(value: Any, *, writable: bool = False) -> Any:
@@ -142,9 +150,13 @@ def share(value: Any, *, writable: bool = False) -> Any:
 
     if shared.is_plain_array(value):
         return shared.from_array(value, writable=writable)
+    if writable:
+        raise TypeError(f"only arrays can be shared writable, not {type(value).__qualname__}")
     if isinstance(value, shared.SharedObject):
         return value
-    return shared.share_object(value, parts_of(encode_value(value, what="the object to share")))
+    encoded = encode_value(value, what="the object to share")
+    needs = encoded.keep if isinstance(encoded, Encoded) else ()
+    return shared.share_object(value, parts_of(encoded), needs)
 
 
 def current_executor() -> SerialExecutor:

@@ -5,6 +5,7 @@
 
 Each lies in a file without a name, or shares one with other small ones. A worker maps that file once
 and keeps the mapping; memory is given back when the array is freed here and the last view of it, in any process, has gone.
+Workers forked while it exists inherit its mapping, so then it also waits for the end of their executor.
 
 An array is read-only in tasks unless it is made with ``writable=True``: then all processes see each write, at once
 and unordered. Results never refer to shared memory: what a task returns is a copy.
@@ -13,27 +14,32 @@ and unordered. Results never refer to shared memory: what a task returns is a co
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import math
 import mmap
+import operator
 import os
 import struct
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy
 
+from repartir import optional
 from repartir.errors import SharedMemoryFull
-from repartir.shm.segment import Segment, freed_listeners, spill_dir
+from repartir.shm.segment import TOO_MANY_FILES, Segment, freed_listeners, spill_dir
 
 __all__ = ["SharedArray", "SharedObject", "empty", "from_array", "full", "zeros"]
 
 T = TypeVar("T")
 
-_HEADER = struct.Struct("=Q16sQ")  # magic, token, not 0 once it was freed
+_HEADER = struct.Struct("=Q16sQQ")  # magic, token, whether tasks may write, whether it was freed
 _HEADER_BYTES = 64
-_FREED_W = 3
+_FREED_W = 4
 _MAGIC = 0x5245504152534852
 _ALIGN = 64
 _SLAB_BYTES = 1 << 20
@@ -43,47 +49,67 @@ _CAN_REFER = (
 )  # elsewhere no other process can open a file without a name: elements travel
 
 _lock = threading.RLock()
-os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]
 _known: weakref.WeakValueDictionary[bytes, Memory] = weakref.WeakValueDictionary()
-_by_mapping: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
-_attached: dict[tuple[bytes, bool], Memory] = {}
-"""In a worker: what it has mapped, writable or not, kept between tasks until it is freed by whoever made it."""
+_attached: dict[bytes, Memory] = {}
+"""In a worker: what it has mapped, kept between tasks until it is freed by whoever made it."""
 _objects: dict[bytes, Any] = {}
 """In a worker: shared objects, unpickled."""
-_slab: weakref.ref[Memory] | None = None
+_dropped: set[bytes] = set()
+"""In a worker: tokens of what it has let go of and not told the worker yet."""
+_noted: set[bytes] | None = None
+"""Tokens of what unpickling refers to, while somebody wants to know."""
+_slabs: dict[bool, weakref.ref[Memory]] = {}
+"""The memory that takes small arrays now: what tasks may write, and what they may not."""
+_lifetimes: weakref.WeakSet[Lifetime] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    """In a forked child: the room that is left in a slab is the parent's to give."""
+    _lock._at_fork_reinit()  # type: ignore[attr-defined]
+    _slabs.clear()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
+
+
+class FreedError(ValueError):
+    """What is shared was freed before it was used."""
 
 
 class Memory:
     """A file that holds shared arrays, mapped here.
 
-    ``fd`` of its segment is open in the process that made it, and in children which that forked.
+    ``fd`` of its segment is open in the process that made it, and in children which that forked. ``needs``: what has
+    to live as long as what lies here does, since that refers to it.
     """
 
-    def __init__(self, segment: Segment, token: bytes, origin: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, segment: Segment, token: bytes, is_writable: bool, origin: tuple[int, int] | None
+    ) -> None:
         self.segment = segment
         self.token = token
+        self.is_writable = is_writable
+        self.needs: tuple[object, ...] = ()
         self.end = _HEADER_BYTES
+        self.pid = os.getpid()
         self._origin = origin
         self.address = numpy.frombuffer(segment.data, numpy.uint8).__array_interface__["data"][0]
-        _by_mapping[id(segment.data)] = self
+        _known[token] = self
         if origin is None:
-            _known[token] = self
-            weakref.finalize(self, _free, segment, os.getpid()).atexit = False
+            weakref.finalize(self, _free, segment, self.pid).atexit = False
 
     @classmethod
-    def create(cls, size: int) -> Memory:
+    def create(cls, size: int, *, is_writable: bool = False) -> Memory:
         """Memory for ``size`` bytes; where shared memory is full, in a file. Raises SharedMemoryFull."""
         size = -(-(_HEADER_BYTES + size) // mmap.PAGESIZE) * mmap.PAGESIZE
+        segment = _segment(size)
         try:
-            segment = Segment.create(size)
-        except SharedMemoryFull as full:
-            try:
-                segment = Segment.create(size, folder=spill_dir())
-            except SharedMemoryFull:
-                raise full from None
-        token = os.urandom(16)
-        _HEADER.pack_into(segment.data, 0, _MAGIC, token, 0)
-        return cls(segment, token)
+            token = os.urandom(16)
+            _HEADER.pack_into(segment.data, 0, _MAGIC, token, is_writable, 0)
+            return cls(segment, token, is_writable, None)
+        except BaseException:
+            segment.close()
+            raise
 
     @property
     def origin(self) -> tuple[int, int]:
@@ -108,15 +134,28 @@ class Memory:
         return bool(self.address <= low and high <= self.address + self.segment.size)
 
 
+def _segment(size: int) -> Segment:
+    try:
+        return Segment.create(size)
+    except (SharedMemoryFull, OSError) as full:
+        try:
+            return Segment.create(size, folder=spill_dir())
+        except (SharedMemoryFull, OSError):
+            if isinstance(full, SharedMemoryFull):
+                raise full from None
+            raise SharedMemoryFull(f"cannot make {size:,} bytes of shared memory: {full.strerror}") from full
+
+
 class Lifetime:
     """What an array and all its views share: the memory that it lies in, until it is freed."""
 
-    __slots__ = ("__weakref__", "is_writable", "memory", "name")
+    __slots__ = ("__weakref__", "memory", "name", "root")
 
-    def __init__(self, memory: Memory, is_writable: bool, name: str) -> None:
+    def __init__(self, memory: Memory, name: str) -> None:
         self.memory: Memory | None = memory
-        self.is_writable = is_writable
         self.name = name
+        self.root: weakref.ref[SharedArray] | None = None
+        _lifetimes.add(self)
 
 
 def _free(segment: Segment, pid: int) -> None:
@@ -134,20 +173,18 @@ class SharedArray(numpy.ndarray[Any, Any]):
     still have it, any other use of the array or of its views raises ``ValueError``.
     """
 
-    _lifetime: Lifetime | None = None
+    __slots__ = ("_lifetime",)
+
+    _lifetime: Lifetime | None
 
     def __array_finalize__(self, origin: Any) -> None:
         lifetime = getattr(origin, "_lifetime", None)
-        if lifetime is not None and lifetime.memory is not None and lifetime.memory.holds(*_bounds(self)):
-            self._lifetime = lifetime
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether tasks get a reference: not for a copy, nor after it was freed."""
-        return self._lifetime is not None and self._lifetime.memory is not None
+        if lifetime is not None and lifetime.memory is not None and not lifetime.memory.holds(*_bounds(self)):
+            lifetime = None
+        self._lifetime = lifetime
 
     def free(self) -> None:
-        """Give the memory back once no task and no view needs it; may be repeated."""
+        """Give the memory back once no task needs it and this array and its views have gone; may be repeated."""
         if self._lifetime is not None:
             self._lifetime.memory = None
 
@@ -161,56 +198,125 @@ class SharedArray(numpy.ndarray[Any, Any]):
     def _check(self) -> None:
         lifetime = self._lifetime
         if lifetime is not None and lifetime.memory is None:
-            raise ValueError(
+            raise FreedError(
                 f"this shared array {lifetime.name} was freed; use it inside its `with`, or before free()"
             )
 
-    def __getitem__(self, index: Any) -> Any:
-        self._check()
-        found = super().__getitem__(index)
-        if type(found) is SharedArray and found._lifetime is None:
-            return found.view(numpy.ndarray)
-        return found
-
     def __setitem__(self, index: Any, value: Any) -> None:
         self._check()
-        super().__setitem__(index, value)
-
-    def __repr__(self) -> str:
-        self._check()
-        return repr(self.view(numpy.ndarray)).replace("array(", "SharedArray(", 1)
+        super().__setitem__(index, _plain(value))
 
     def __str__(self) -> str:
-        self._check()
-        return str(self.view(numpy.ndarray))
+        return str(_plain(self))
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.get("out")
         if out is not None:
             kwargs["out"] = tuple(map(_plain, out))
+        if "where" in kwargs:
+            kwargs["where"] = _plain(kwargs["where"])
         result = getattr(ufunc, method)(*map(_plain, inputs), **kwargs)
-        if out is not None and len(out) == 1:
+        if out is None or result is NotImplemented:
+            return result
+        if len(out) == 1:
             return out[0]
-        return result
+        return tuple(got if given is None else given for got, given in zip(result, out, strict=True))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        self._check()
-        return super().__array_function__(function, types, args, kwargs)
-
-    def copy(self, order: Any = "C") -> Any:
-        """A plain array with the same elements."""
-        self._check()
-        return self.view(numpy.ndarray).copy(order)
+        _check_all(args)
+        _check_all(kwargs.values())
+        return _computed(super().__array_function__(function, types, args, kwargs))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        return _plain(self).__reduce_ex__(protocol)
+
+    def __copy__(self) -> Any:
+        return _plain(self).copy(order="K")
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _plain(self).copy(order="K")
+
+
+def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: SharedArray, *args: Any, **kwargs: Any) -> Any:
         self._check()
-        return self.view(numpy.ndarray).__reduce_ex__(protocol)
+        return _computed(method(self, *args, **kwargs))
+
+    return call
+
+
+def _of_plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A reduction. By way of ``__array_ufunc__`` numpy would lose a reference to the array when it fails."""
+
+    @functools.wraps(method)
+    def call(self: SharedArray, *args: Any, **kwargs: Any) -> Any:
+        return method(_plain(self), *args, **kwargs)
+
+    return call
+
+
+def _check_methods() -> None:
+    """Make every method and view of an array look first whether it was freed, and what it computes a plain array."""
+    own = vars(SharedArray)
+    for name, value in vars(numpy.ndarray).items():
+        is_public = not name.startswith("_") or name in _CHECKED
+        if not is_public or name in own:
+            continue
+        if callable(value):
+            setattr(SharedArray, name, (_of_plain if name in _REDUCTIONS else _checked)(value))
+        elif name in _VIEWS:
+            setattr(SharedArray, name, property(_checked(value.__get__), value.__set__, doc=value.__doc__))
+
+
+_CHECKED = frozenset(
+    {"__getitem__", "__repr__", "__format__", "__bool__", "__int__", "__float__", "__complex__", "__index__"}
+)
+_REDUCTIONS = frozenset(
+    {
+        *("sum", "prod", "mean", "std", "var", "min", "max", "any", "all", "argmin", "argmax"),
+        *("cumsum", "cumprod", "round", "clip", "trace"),
+    }
+)
+_VIEWS = frozenset({"T", "mT", "real", "imag", "flat", "data", "ctypes"})
+
+
+def _computed(value: Any) -> Any:
+    """A result, without this type where it does not lie in shared memory."""
+    if type(value) is SharedArray:
+        return value if value._lifetime is not None else _bare(value)
+    if type(value) in (tuple, list):
+        return type(value)(map(_computed, value))
+    return value
+
+
+def _check_all(values: Any) -> None:
+    for value in values:
+        if type(value) is SharedArray:
+            value._check()
+        elif type(value) in (tuple, list):
+            _check_all(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SharedArray):
+        value._check()
+        return _bare(value)
+    return value
+
+
+def _bare(array: Any) -> Any:
+    return numpy.ndarray.view(array, numpy.ndarray)
+
+
+_check_methods()
 
 
 class SharedObject(Generic[T]):
-    """An object that was pickled once, for many tasks: each task that gets this handle as an argument gets the object.
+    """An object that was pickled once, for many tasks: each task that gets this handle, in whatever, gets the object.
 
-    A worker unpickles it once and hands the same object to all its tasks, so they must not change it.
+    It is as it was when it was shared. A worker unpickles it once and hands the same object to all its tasks, so they
+    must not change it; arrays in it are read-only there.
     """
 
     __slots__ = ("__weakref__", "_memory", "_object", "_size")
@@ -220,20 +326,21 @@ class SharedObject(Generic[T]):
         self._memory: Memory | None = memory
         self._size = size
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether it has not been freed."""
-        return self._memory is not None
-
     def get(self) -> T:
-        """The object that was shared."""
+        """The object that was shared, not a copy."""
         return self._object
 
     def free(self) -> None:
         """Give the memory back once no task needs it; may be repeated."""
         self._memory = None
 
+    def _held(self) -> Memory:
+        if self._memory is None:
+            raise FreedError(f"this shared object of type {type(self._object).__qualname__} was freed")
+        return self._memory
+
     def __enter__(self) -> SharedObject[T]:
+        self._held()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -248,13 +355,6 @@ class SharedObject(Generic[T]):
 
 
 def _itself(value: Any) -> Any:
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, SharedArray):
-        value._check()
-        return value.view(numpy.ndarray)
     return value
 
 
@@ -280,17 +380,32 @@ def empty(shape: Any, dtype: Any = float, *, order: str = "C", writable: bool = 
     ``order``: "C" or "F". ``writable``: tasks may write, and all processes see it. Raises SharedMemoryFull, and
     TypeError for a dtype that holds Python objects.
     """
-    dtype = numpy.dtype(dtype)
+    dtype, shape = numpy.dtype(dtype), _lengths(shape)
     if dtype.hasobject:
         raise TypeError(
             f"elements of {dtype} are Python objects, which cannot lie in shared memory: use ex.share(array), which pickles "
             "them once"
         )
-    size = int(numpy.prod(shape, dtype=numpy.int64)) * dtype.itemsize
-    memory, start = _room(size)
-    return _array(
-        Lifetime(memory, writable, f"of shape {shape}"), start, dtype, shape, None, order, is_writable=True
-    )
+    if order not in ("C", "F"):
+        raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+    if dtype.itemsize == 0 and dtype.kind in "SU":
+        dtype = numpy.dtype((dtype, 1))  # as numpy.empty does
+    size = math.prod(shape) * dtype.itemsize
+    if size > sys.maxsize // 2:
+        raise ValueError(f"no array can be as large as shape {shape} of {dtype}")
+    memory, start = _room(size, writable)
+    lifetime = Lifetime(memory, f"of shape {shape}")
+    return _array(lifetime, start, dtype, shape, None, order, is_writable=True)
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    try:
+        lengths = tuple(map(operator.index, shape if hasattr(shape, "__iter__") else (shape,)))
+    except TypeError:
+        raise TypeError(f"a shape is an integer or a tuple of integers, not {shape!r}") from None
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"a length cannot be negative: shape {shape!r}")
+    return lengths
 
 
 def zeros(shape: Any, dtype: Any = float, *, order: str = "C", writable: bool = False) -> SharedArray:
@@ -313,11 +428,15 @@ def from_array(array: Any, *, writable: bool = False) -> SharedArray:
     """A shared copy of an array, in its order; what is shared already is given back as it is. See `empty`."""
     if isinstance(array, SharedArray) and array._lifetime is not None:
         array._check()
+        if writable and not _memory_of(array).is_writable:
+            raise ValueError("this array is shared for reading: share a copy of it, writable=True")
         return array
+    if isinstance(array, numpy.ma.MaskedArray):
+        raise TypeError("a masked array is two arrays: use ex.share(array), or share its data and its mask")
     array = numpy.asarray(array)
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     made = empty(array.shape, array.dtype, order=order, writable=writable)
-    numpy.copyto(made.view(numpy.ndarray), array)
+    numpy.copyto(_bare(made), array)
     return made
 
 
@@ -326,8 +445,11 @@ def is_plain_array(value: Any) -> bool:
     return type(value) in (numpy.ndarray, SharedArray, numpy.memmap) and not value.dtype.hasobject
 
 
-def share_object(value: T, parts: Sequence[Any]) -> SharedObject[T]:
-    """A handle of an object, of which ``parts`` are the pickle and its buffers. Raises SharedMemoryFull."""
+def share_object(value: T, parts: Sequence[Any], needs: tuple[object, ...] = ()) -> SharedObject[T]:
+    """A handle of an object, of which ``parts`` are the pickle and its buffers. Raises SharedMemoryFull.
+
+    ``needs``: what has to live as long, since the pickle only refers to it.
+    """
     sizes = [len(part) for part in parts]
     index = struct.pack(f"=Q{len(sizes)}Q", len(sizes), *sizes)
     starts, at = [], len(index)
@@ -336,6 +458,7 @@ def share_object(value: T, parts: Sequence[Any]) -> SharedObject[T]:
         starts.append(at)
         at += size
     memory = Memory.create(at)
+    memory.needs = needs
     data = memoryview(memory.segment.data)[_HEADER_BYTES:]
     data[: len(index)] = index
     for part, start, size in zip(parts, starts, sizes, strict=True):
@@ -346,18 +469,18 @@ def share_object(value: T, parts: Sequence[Any]) -> SharedObject[T]:
     return SharedObject(value, memory, at)
 
 
-def _room(size: int) -> tuple[Memory, int]:
-    global _slab
+def _room(size: int, is_writable: bool) -> tuple[Memory, int]:
     if size > _SMALL_BYTES:
-        memory = Memory.create(size)
+        memory = Memory.create(size, is_writable=is_writable)
         return memory, memory.take(size)
     with _lock:
-        slab = None if _slab is None else _slab()
-        start = -1 if slab is None or slab.segment.fd < 0 else slab.take(size)
+        known = _slabs.get(is_writable)
+        slab = None if known is None else known()
+        start = -1 if slab is None else slab.take(size)
         if slab is None or start < 0:
-            slab = Memory.create(_SLAB_BYTES)
+            slab = Memory.create(_SLAB_BYTES, is_writable=is_writable)
             start = slab.take(size)
-            _slab = weakref.ref(slab)
+            _slabs[is_writable] = weakref.ref(slab)
         return slab, start
 
 
@@ -372,17 +495,13 @@ def _array(
     is_writable: bool,
 ) -> SharedArray:
     assert lifetime.memory is not None
-    buffer = memoryview(lifetime.memory.segment.data)
     made = numpy.ndarray.__new__(
-        SharedArray,
-        shape,
-        dtype,
-        buffer if is_writable else buffer.toreadonly(),
-        start,
-        strides,
-        order,
+        SharedArray, shape, dtype, lifetime.memory.segment.data, start, strides, order
     )
     made._lifetime = lifetime
+    lifetime.root = weakref.ref(made)
+    if not is_writable:
+        numpy.ndarray.setflags(made, write=False)
     return made
 
 
@@ -397,53 +516,78 @@ class Reference(NamedTuple):
 
 
 def reference(array: Any) -> Reference | None:
-    """How an array that lies in shared memory, as a view of any type, is pickled; None for any other.
+    """How a plain array or a SharedArray is pickled that lies in shared memory; None for any other.
 
-    Raises ValueError for one that was freed.
+    Raises FreedError for one that was freed.
     """
-    lifetime = getattr(array, "_lifetime", None)
-    if lifetime is not None:
-        array._check()
-    if not _CAN_REFER or (lifetime is None and (array.base is None or not _known)):
+    memory = _memory_of(array)
+    if memory is None or not _CAN_REFER:
         return None
-    memory = lifetime.memory if lifetime is not None else _memory_of(array)
-    if memory is None:
-        return None
-    is_writable = lifetime is not None and lifetime.is_writable and bool(array.flags.writeable)
+    is_writable = memory.is_writable and bool(array.flags.writeable)
     start = array.__array_interface__["data"][0] - memory.address
     args = (memory.token, memory.origin, start, array.dtype, array.shape, array.strides, is_writable)
     return Reference((attach, args), memory)
 
 
-def while_shared(value: Any) -> Callable[[], Any] | None:
-    """A weak reference that ends when the value is freed; None for what is not shared, and travels otherwise."""
-    if not _CAN_REFER or type(value) not in (SharedArray, SharedObject):
-        return None
-    weak = weakref.ref(value)
-
-    def alive() -> Any:
-        found = weak()
-        return found if found is not None and found.is_shared else None
-
-    return alive
-
-
 def object_reference(shared: SharedObject[Any]) -> Reference:
-    """How a shared object is pickled. Raises ValueError for one that was freed."""
-    memory = shared._memory
-    if memory is None:
-        raise ValueError(f"this shared {type(shared._object).__qualname__} was freed")
+    """How a shared object is pickled. Raises FreedError for one that was freed."""
+    memory = shared._held()
     if not _CAN_REFER:
         return Reference((_itself, (shared._object,)), memory)
     return Reference((resolve, (memory.token, memory.origin)), memory)
 
 
-def _memory_of(array: Any) -> Memory | None:
-    """The memory in which the elements of a view lie: what it is based on leads to the mapping."""
-    base = array.base
-    while isinstance(base, numpy.ndarray):
-        base = base.base
-    return _by_mapping.get(id(base)) if isinstance(base, mmap.mmap) else None
+def resolved(value: Any) -> Any:
+    """The object behind a handle, for a task in this process; anything else is itself. Raises FreedError."""
+    if type(value) is not SharedObject:
+        return value
+    value._held()
+    return value.get()
+
+
+def lies_in_shared_memory(array: Any) -> bool:
+    """Whether an array is a SharedArray or a view of one, so that it is never sent. False for one that was freed."""
+    try:
+        return _CAN_REFER and _memory_of(array) is not None
+    except FreedError:
+        return False
+
+
+def unchanged(shared: Any) -> Callable[[], Any] | None:
+    """A call that gives something shared back as long as a pickle of it holds, then None; None for anything else."""
+    if type(shared) is SharedObject:
+        ref = weakref.ref(shared)
+        return lambda: None if (found := ref()) is None or found._memory is None else found
+    if type(shared) is not SharedArray or not lies_in_shared_memory(shared):
+        return None
+    view = weakref.ref(shared)
+    form = _form(shared)
+
+    def look() -> Any:
+        found = view()
+        if found is None or found._lifetime is None or found._lifetime.memory is None:
+            return None
+        return found if _form(found) == form else None
+
+    return look
+
+
+def _form(array: Any) -> tuple[Any, ...]:
+    return array.shape, array.strides, array.dtype, array.flags.writeable
+
+
+def _memory_of(array: Any) -> Any:
+    lifetime = getattr(array, "_lifetime", None)
+    if lifetime is not None:
+        array._check()
+        return lifetime.memory
+    if array.base is None or not _known:
+        return None
+    low, high = _bounds(array)
+    for memory in list(_known.values()):
+        if memory.holds(low, high):
+            return memory
+    return None
 
 
 def attach(
@@ -455,19 +599,19 @@ def attach(
     strides: tuple[int, ...],
     is_writable: bool,
 ) -> SharedArray:
-    """The array that a pickle refers to. Called by unpickling. Raises ValueError for one that was freed."""
-    memory = _memory(token, origin, is_writable)
-    lifetime = Lifetime(memory, is_writable, f"of shape {shape}")
+    """The array that a pickle refers to. Called by unpickling. Raises FreedError for one that was freed."""
+    lifetime = Lifetime(_memory(token, origin), f"of shape {shape}")
     return _array(lifetime, start, dtype, shape, strides, "C", is_writable=is_writable)
 
 
 def resolve(token: bytes, origin: tuple[int, int]) -> Any:
-    """The shared object that a pickle refers to. Called by unpickling. Raises ValueError for one that was freed."""
+    """The shared object that a pickle refers to. Called by unpickling. Raises FreedError for one that was freed."""
     import pickle
 
+    memory = _memory(token, origin)
     if token in _objects:
         return _objects[token]
-    data = memoryview(_memory(token, origin, False).segment.data)[_HEADER_BYTES:].toreadonly()
+    data = memoryview(memory.segment.data)[_HEADER_BYTES:].toreadonly()
     (count,) = struct.unpack_from("=Q", data)
     sizes = struct.unpack_from(f"={count}Q", data, 8)
     parts, at = [], 8 * (count + 1)
@@ -479,33 +623,86 @@ def resolve(token: bytes, origin: tuple[int, int]) -> Any:
     return value
 
 
-def _memory(token: bytes, origin: tuple[int, int], is_writable: bool) -> Memory:
-    """What a reference leads to: the maker's own mapping there, elsewhere one that can be written only if it may be."""
-    pid, number = origin
-    memory = _known.get(token) if pid == os.getpid() else _attached.get((token, is_writable))
-    if memory is not None:
+def _memory(token: bytes, origin: tuple[int, int]) -> Memory:
+    if _noted is not None:
+        _noted.add(token)
+    memory = _known.get(token)
+    if memory is not None and (memory._origin is not None or memory.pid == os.getpid()):
         return memory
-    with contextlib.suppress(OSError):
+    _let_go()
+    memory = _attached[token] = _open(token, origin)
+    return memory
+
+
+def _open(token: bytes, origin: tuple[int, int]) -> Memory:
+    """Map the file of another process: for reading only, if tasks may do no more. Raises FreedError."""
+    pid, number = origin
+    cause: OSError | None = None
+    try:
         fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            if os.pread(fd, _HEADER.size, 0) == _HEADER.pack(_MAGIC, token, 0):
-                segment = Segment.attach(fd, is_writable=is_writable)
+            header = os.pread(fd, _HEADER.size, 0)
+            if len(header) == _HEADER.size and header[:24] == _HEADER.pack(_MAGIC, token, 0, 0)[:24]:
+                is_writable = bool(_HEADER.unpack(header)[2])
+                segment = Segment.attach(fd, read_only=not is_writable)
                 segment.fd = -1
-                memory = _attached[token, is_writable] = Memory(segment, token, origin)
-                return memory
+                return Memory(segment, token, is_writable, origin)
         finally:
             os.close(fd)
-    raise ValueError("a shared array or object was freed, or its process has ended, before the task used it")
+    except OSError as exc:
+        if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            text = f"{exc.strerror}: a shared array cannot be mapped. {TOO_MANY_FILES}"
+            raise OSError(exc.errno, text) from None
+        cause = exc
+    raise FreedError(
+        "a shared array or object was freed, or its process has ended, before the task used it"
+    ) from cause
 
 
-def drop_freed() -> None:
-    """In a worker, between tasks: let go of what was freed by whoever made it."""
-    for key, memory in list(_attached.items()):
+@contextlib.contextmanager
+def noting() -> Iterator[set[bytes]]:
+    """Collects the tokens of what is unpickled meanwhile."""
+    global _noted
+    outer, _noted = _noted, set()
+    tokens = _noted
+    try:
+        yield tokens
+    finally:
+        _noted = outer
+
+
+def drop_freed() -> set[bytes]:
+    """In a worker, between tasks: let go of what was freed by whoever made it. The tokens of what it was."""
+    _let_go()
+    dropped = set(_dropped)
+    _dropped.clear()
+    return dropped
+
+
+def _let_go() -> None:
+    for token, memory in list(_attached.items()):
         if memory.is_freed:
-            del _attached[key]
-            _objects.pop(key[0], None)
+            _dropped.add(token)
+            _objects.pop(token, None)
+            del _attached[token]
+
+
+def protect() -> None:
+    """In the process that forks workers: the arrays that they inherit are as read-only as those that they are sent."""
+    for lifetime in list(_lifetimes):
+        array = None if lifetime.root is None else lifetime.root()
+        if array is not None and lifetime.memory is not None and not lifetime.memory.is_writable:
+            numpy.ndarray.setflags(array, write=False)
 
 
 def total_bytes() -> int:
     """Bytes of shared memory that this process has made and not freed."""
-    return sum(memory.segment.size for memory in list(_known.values()) if memory.segment.fd >= 0)
+    pid = os.getpid()
+    return sum(
+        memory.segment.size
+        for memory in list(_known.values())
+        if memory.pid == pid and memory.segment.fd >= 0
+    )
+
+
+optional.shared = sys.modules[__name__]

@@ -5,6 +5,7 @@ The claim protocol (why a death at any point neither loses nor repeats a task) i
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 import sys
@@ -15,13 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from repartir import outcome
+from repartir import optional, outcome
 from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
-from repartir.shm.blocks import when_dead
+from repartir.shm.blocks import BlockRef, watch
 from repartir.shm.board import Board, ClientSleep, Kind, MemberState
 from repartir.shm.deque import Entry, TaskDeque
 from repartir.shm.layout import (
@@ -87,8 +88,10 @@ class Worker:
         self._pid = os.getpid()
         self._opened: tuple[Handle, weakref.ref[Any]] | None = None
         """The block in which the arguments of the task lie, and what their arrays keep alive."""
-        self._dead: Deque[Handle] = Deque()
-        """Blocks whose arrays outlived their task, and have died by now."""
+        self._kept: dict[Handle, BlockRef] = {}
+        """Blocks whose arrays outlived their task."""
+        self._dead: Deque[BlockRef] = Deque()
+        """Those of them whose last array has died."""
         self._has_forked = False
         """Some task has forked a child, which has the arrays that this process had then."""
 
@@ -161,13 +164,15 @@ class Worker:
             self._board.blocks.keep(handle, self._index)  # until this process ends
         elif exporter is not None:
             self._board.blocks.keep(handle, self._index)
-            when_dead(exporter, self._dead.append, handle)
+            self._kept[handle] = watch(exporter, handle, self._dead)
 
     def _free_dead(self) -> None:
         """Give back what was kept, unless a child process that a task has forked may still use it."""
         while self._dead:
+            ref = self._dead[0]
             if not self._has_forked:
-                self._board.blocks.free(self._dead[0], kept=True)
+                self._board.blocks.free(ref.handle, kept=True)
+            self._kept.pop(ref.handle, None)
             self._dead.popleft()
 
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
@@ -275,9 +280,11 @@ class Worker:
     def _tidy(self) -> None:
         """Before sleep: keep nothing that others wait for."""
         self._free_dead()
-        shared = sys.modules.get("repartir.shared")
+        shared = optional.shared
         if shared is not None:
-            shared.drop_freed()
+            dropped = shared.drop_freed()
+            if dropped and self._functions.forget(dropped):
+                gc.collect()  # a function and its globals refer to each other
 
     def _pass_on(self) -> None:
         """A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever

@@ -6,7 +6,9 @@ of /dev/shm works all the same, at the speed of the page cache.
 
 from __future__ import annotations
 
+import mmap
 import weakref
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -92,10 +94,10 @@ class BlockStore:
         view = memoryview(exporter)
         return Opened(meta, [view[start - base : end - base] for start, end in extents], exporter)
 
-    def extent(self, handle: Handle) -> tuple[Any, int, int]:
+    def extent(self, handle: Handle) -> tuple[weakref.ref[mmap.mmap], int, int]:
         """The mapping in which a block's payload lies, where it begins and where it ends."""
         start = handle.offset & (1 << 56) - 1
-        return self._segments[handle.place].data, start, start + handle.size
+        return weakref.ref(self._segments[handle.place].data), start, start + handle.size
 
     def free(self, handle: Handle, *, kept: bool = False) -> bool:
         """Give a block back; False if it was given back before."""
@@ -151,6 +153,26 @@ def _usage(arena: Arena) -> Usage:
     return Usage(*((count, size) for count, size in held))
 
 
+class BlockRef(weakref.ref[Any]):
+    """A weak reference to an exporter that knows the block."""
+
+    __slots__ = ("handle",)
+    handle: Handle
+
+
+def watch(exporter: Any, handle: Handle, dead: deque[BlockRef]) -> BlockRef:
+    """Have the reference that this gives appended to ``dead`` when the last view of the block has died.
+
+    By C code alone, so no signal handler's exception can get lost in between.  Keep the reference until then.
+    """
+    ref = BlockRef(exporter, dead.append)
+    ref.handle = handle
+    return ref
+
+
 def when_dead(exporter: Any, call: Any, *args: Any) -> None:
-    """Have ``call(*args)`` called when the last view of an opened block has died; from any thread, so without locks."""
+    """Have ``call(*args)`` called when the last view of an opened block has died; from any thread, so without locks.
+
+    As long as no signal handler raises right then: for what may get lost.
+    """
     weakref.finalize(exporter, call, *args).atexit = False

@@ -25,6 +25,10 @@ _REMEDY = (
     "or set REPARTIR_SHM_DIR to a folder on another file system."
 )
 
+TOO_MANY_FILES = (
+    "Each large shared array takes one or two descriptors: free some, share one array instead of many, or raise the limit "
+    "(ulimit -n)."
+)
 
 freed_listeners: weakref.WeakSet[Any] = weakref.WeakSet()
 """Told by ``on_shared_freed()`` that a segment which other processes may have mapped is of no use any more."""
@@ -121,6 +125,16 @@ def _map_over(address: int, size: int, fd: int) -> bool:
     return bool(mmap_(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) == address)
 
 
+def _map(fd: int, size: int, protection: int) -> mmap.mmap:
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, size, prot=protection, trackfd=False)  # else it keeps a second descriptor
+    return mmap.mmap(fd, size, prot=protection)
+
+
+def _too_many_files(exc: OSError) -> SharedMemoryFull:
+    return SharedMemoryFull(f"cannot make shared memory: {exc.strerror}. {TOO_MANY_FILES}")
+
+
 class Segment:
     """``size`` bytes of shared memory: ``words`` and ``data`` are two views of them.
 
@@ -129,10 +143,10 @@ class Segment:
 
     __slots__ = ("__weakref__", "data", "fd", "size", "words")
 
-    def __init__(self, fd: int, size: int, *, is_writable: bool = True) -> None:
+    def __init__(self, fd: int, size: int, *, read_only: bool = False) -> None:
         self.fd = fd
         self.size = size
-        self.data = mmap.mmap(fd, size, access=mmap.ACCESS_WRITE if is_writable else mmap.ACCESS_READ)
+        self.data = _map(fd, size, mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE)
         self.words = memoryview(self.data).cast("Q")
 
     @classmethod
@@ -145,6 +159,8 @@ class Segment:
         try:
             fd = open_unlinked(folder)
         except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise _too_many_files(exc) from exc
             raise SharedMemoryFull(
                 f"cannot make shared memory in {folder}: {exc.strerror}. "
                 "Mount a tmpfs there or set REPARTIR_SHM_DIR to a folder that can be written."
@@ -153,14 +169,16 @@ class Segment:
             os.ftruncate(fd, size)
             reserve(fd, 0, size if reserved is None else reserved)
             return cls(fd, size)
-        except BaseException:
+        except BaseException as exc:
             os.close(fd)
+            if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise _too_many_files(exc) from exc
             raise
 
     @classmethod
-    def attach(cls, fd: int, *, is_writable: bool = True) -> Segment:
+    def attach(cls, fd: int, *, read_only: bool = False) -> Segment:
         """Map a segment whose descriptor was passed to this process."""
-        return cls(fd, os.fstat(fd).st_size, is_writable=is_writable)
+        return cls(fd, os.fstat(fd).st_size, read_only=read_only)
 
     def pointer(self, offset: int) -> Any:
         """The address of a byte, as an argument for the C library; keeps the mapping alive."""

@@ -1,7 +1,9 @@
 """The arithmetic and the plumbing of the benchmarks; no speeds."""
 
 import json
+import mmap
 import os
+import tempfile
 import threading
 from io import StringIO
 
@@ -10,11 +12,14 @@ import pytest
 from rich.console import Console
 
 from bench import run
-from bench.common import client_process, measure_all, rows_of
-from bench.contenders import CONTENDERS, OURS, STDLIB, Contender
+from bench.array_steady import growth
+from bench.array_threshold import BESIDE, IN_BAND, crossover, draw, loss
+from bench.arrays import WARM_UP, seconds_per_call
+from bench.common import client_process, in_forks, measure_all, rows_of
+from bench.contenders import ARRAY_CONTENDERS, CONTENDERS, OURS, STDLIB, Contender, Pool
 from bench.efficiency import efficiency
 from bench.gate import Gate
-from bench.procfs import memory, thread_uses, tree
+from bench.procfs import memory, open_files, shared_mappings, thread_uses, tree
 from bench.report import (
     MET,
     MISSED,
@@ -137,6 +142,75 @@ def test_contenders_that_are_not_installed_are_left_out(monkeypatch):
     assert series == {STDLIB: Series([1.0, 1.0]), "bare": Series([2.0, 2.0])}
 
 
+def test_only_the_contenders_asked_for_take_part_and_have_a_row():
+    missing = Contender("missing", "no_such_module_at_all", CONTENDERS[STDLIB].open)
+    chosen = {STDLIB: CONTENDERS[STDLIB], "missing": missing}
+    series = measure_all(lambda contender: 1.0, rounds=1, peer_rounds=1, contenders=chosen)
+    rows = rows_of("c", series, "u", contenders=chosen)
+    assert [(row.contender, row.note) for row in rows] == [(STDLIB, ""), ("missing", "not installed")]
+
+
+def test_a_call_that_joblib_was_given_runs_when_its_result_is_taken():
+    pytest.importorskip("joblib")
+    with ARRAY_CONTENDERS["joblib"].open(1) as pool:
+        assert pool.take(pool.submit(divmod, 7, 2)) == (3, 1)
+        pool.map(abs, [1, 2], 1)
+
+
+def test_each_timed_call_has_an_array_of_its_own():
+    seen = []
+    pool = Pool(lambda fn, array: seen.append(array), lambda nothing: nothing, lambda *_: None)
+    assert seconds_per_call(pool, abs, 1024, calls=3) >= 0
+    assert len({id(array) for array in seen}) == WARM_UP + 3
+    assert all(array.nbytes == 1024 for array in seen)
+
+
+def test_forks_share_the_work(tmp_path):
+    def work(times):
+        (tmp_path / str(os.getpid())).write_text(str(times))
+
+    assert in_forks(work, 10, 2) > 0
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["5", "5"]
+
+
+def test_growth_is_of_the_process_that_grew_most():
+    looks = [{"rss": [100, 200]}, {"rss": [101, 260]}, {"rss": [110, 200]}]
+    assert list(growth(looks)) == [("rss", pytest.approx(10), pytest.approx(30))]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ({1: 1.5, 2: 1.0, 4: 0.5}, 2),
+        ({1: 0.9, 2: 1.1, 4: 0.5}, 4),
+        ({1: 0.5, 2: 0.5}, 1),
+        ({1: 0.5, 2: 1.1}, None),
+    ],
+)
+def test_a_crossover_holds_for_all_larger_sizes(ratios, expected):
+    assert crossover(ratios) == expected
+
+
+def test_the_loss_by_a_threshold_is_that_of_the_worst_size():
+    times = {
+        1: {IN_BAND: Series([10.0]), BESIDE: Series([12.0])},
+        2: {IN_BAND: Series([10.0]), BESIDE: Series([5.0])},
+    }
+    assert loss(times, 2) == Spread(10 / 12, 10 / 12, 10 / 12)
+    assert loss(times, 1) == Spread(1.2, 1.2, 1.2)
+    assert loss(times, 4) == Spread(2.0, 2.0, 2.0)
+    assert loss({}, 1) is None
+
+
+@pytest.mark.slow
+def test_the_curve_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    ratios = {1024: Spread(1.2, 1.1, 1.3), 2048: Spread(0.9, 0.8, 1.0)}
+    # In a fork, since matplotlib keeps descriptors of its fonts.
+    in_forks(lambda _: draw(tmp_path / "curve.svg", {"one by one": ratios}, 2048), 1, 1)
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
+
+
 def test_efficiency_is_work_over_workers_times_wall(monkeypatch):
     monkeypatch.setattr("bench.efficiency.cpu_seconds", lambda turns, times: times * 1e-3)
     assert efficiency(lambda: 1.0, turns=1, tasks=1000, workers=2) == pytest.approx(0.5)
@@ -160,6 +234,16 @@ def test_procfs_sees_this_process():
     assert thread_uses([own])[own, own].cpu_ns > 0
     size = memory(own)
     assert 0 < size.private <= size.proportional <= size.resident
+
+
+def test_procfs_counts_descriptors_and_shared_mappings():
+    own = os.getpid()
+    files, mappings = open_files(own), shared_mappings(own)
+    with tempfile.TemporaryFile() as file:
+        file.truncate(mmap.PAGESIZE)
+        with mmap.mmap(file.fileno(), mmap.PAGESIZE):
+            assert open_files(own) == files + 2  # a mapping keeps a descriptor of its own
+            assert shared_mappings(own) == mappings + 1
 
 
 def test_run_refuses_unknown_names(capsys):

@@ -18,7 +18,7 @@ PACKAGE = "repartir"
 
 # From the top; within a line, left to right. A folder's own name stands for its `__init__`.
 LAYERS = f"""
-    errors
+    errors optional
     task
     shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox shm.arena shm.blocks shm.board shm
     classes inherited bindings arrays memmaps shared pickler diagnosis

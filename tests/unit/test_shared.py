@@ -1,339 +1,686 @@
-"""Arrays in shared memory as their maker sees them; what tasks see is in tests/conformance/test_shared.py."""
+"""Shared arrays and objects in the process that makes them: what they are, what is computed, when they end."""
 
 from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import os
 import pickle
+import resource
+import sys
+import types
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from repartir import SerialExecutor, SharedArray, SharedMemoryFull, TaskNotSerializable, shared
-from repartir.codec import Encoded, decode, encode_call, encode_result, parts_of, raw
-from repartir.shm import segment as segment_module
+import repartir
+from repartir import functions, optional, shared
+from repartir.codec import Encoded, decode, encode_call, encode_function, encode_result, raw
+from repartir.errors import SharedMemoryFull, TaskNotSerializable
+from repartir.shared import SharedArray, SharedObject
+from repartir.shm import segment
+from tests.shared import Forked
+
+MIB = 1 << 20
+DTYPES = [
+    "?",
+    "i1",
+    "u8",
+    ">i4",
+    "f2",
+    "f8",
+    "c16",
+    "M8[ns]",
+    "m8[D]",
+    "S5",
+    "U3",
+    "V4",
+    [("a", "i4"), ("b", "f8", 2)],
+]
+SHAPES = [(), 0, 3, (0,), (5,), (2, 3), (2, 0, 3), (np.int64(2), 2, 2)]
 
 
-def travel(value: Any) -> Any:
-    encoded = encode_call((value,), {})
-    meta, *buffers = [bytearray(raw(part)) for part in parts_of(encoded)]
-    (found,), _ = decode(meta, buffers)
-    return found
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
-def is_reference(value: Any) -> bool:
-    encoded = encode_call((value,), {})
-    return isinstance(encoded, Encoded) and not encoded.buffers and bool(encoded.keep)
+def size_of(call: Encoded | bytes) -> int:
+    return len(call) if isinstance(call, bytes) else call.size_bytes
+
+
+def table() -> SharedArray:
+    return shared.from_array(np.arange(12.0).reshape(3, 4))
+
+
+def decoded(sent: Encoded | bytes) -> Any:
+    if isinstance(sent, bytes):
+        return decode(sent)
+    return decode(sent.meta, [bytearray(raw(buffer)) for buffer in sent.buffers])
 
 
 # ---- making
 
 
-@pytest.mark.parametrize("shape", [(), 7, (3, 4), (2, 0), (1 << 16,)])
-@pytest.mark.parametrize("dtype", ["f8", "i2", bool, "U3", "M8[s]", [("a", "i4"), ("b", "f8")]])
-def test_empty_has_shape_and_type(shape: Any, dtype: Any) -> None:
-    array = shared.empty(shape, dtype)
-    assert type(array) is SharedArray
-    assert array.shape == np.empty(shape).shape
-    assert array.dtype == np.dtype(dtype)
-    assert array.flags.writeable
-    assert array.flags.aligned
-    assert array.is_shared
-    assert np.array_equal(np.asarray(shared.zeros(shape, dtype)), np.zeros(shape, dtype))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_zeros_of_every_dtype_and_shape(shape: Any, dtype: Any) -> None:
+    for order in ("C", "F"):
+        made, expected = shared.zeros(shape, dtype, order=order), np.zeros(shape, dtype, order)  # type: ignore[call-overload]
+        assert type(made) is SharedArray
+        assert (made.shape, made.dtype) == (expected.shape, expected.dtype)
+        assert made.strides == expected.strides or not made.size
+        assert made.tobytes() == expected.tobytes()
+        assert made.flags.writeable
+        assert made.flags.aligned
 
 
-def test_full_takes_its_type_from_the_value() -> None:
-    assert shared.full((2, 3), 7).dtype == np.asarray(7).dtype
-    assert shared.full(4, 2.5, "f4").dtype == np.dtype("f4")
-    assert shared.full((2, 2), 7).tolist() == [[7, 7], [7, 7]]
+def test_empty_makes_room_for_a_character_where_the_dtype_says_none() -> None:
+    assert shared.empty(3, "U").dtype == np.empty(3, "U").dtype
 
 
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_from_array_keeps_the_order(order: Any) -> None:
-    source = np.asarray(np.arange(24).reshape(4, 6), order=order)
-    array = shared.from_array(source)
-    assert np.array_equal(array, source)
-    assert array.flags.f_contiguous == source.flags.f_contiguous
-    assert not np.shares_memory(array, source)
-    assert np.array_equal(shared.from_array(source[::2, ::-1]), source[::2, ::-1])
+@pytest.mark.parametrize("value", [7, 2.5, True, "text", np.float32(1.5), np.datetime64("2020-01-01")])
+def test_full_takes_the_dtype_of_the_value(value: Any) -> None:
+    made, expected = shared.full((2, 3), value), np.full((2, 3), value)
+    assert made.dtype == expected.dtype
+    assert (made == expected).all()
+    assert (shared.full(4, 300, "u2") == 300).all()
 
 
-def test_what_is_shared_is_given_back_as_it_is() -> None:
-    array = shared.zeros(5)
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(24).reshape(2, 3, 4),
+        np.asfortranarray(np.arange(24).reshape(2, 3, 4)),
+        np.arange(24).reshape(4, 6)[::2, ::-1],
+        np.array(3.5),
+        np.empty((3, 0)),
+        np.zeros(3, [("a", "i4"), ("b", "U2")]),
+        [[1, 2], [3, 4]],
+        range(5),
+    ],
+    ids=lambda array: f"{type(array).__name__}{np.shape(array)}",
+)
+def test_from_array_copies_in_the_order_of_the_array(array: Any) -> None:
+    made = shared.from_array(array)
+    assert np.array_equal(made, array)
+    assert made.dtype == np.asarray(array).dtype
+    assert not np.shares_memory(made, np.asarray(array))
+    if isinstance(array, np.ndarray) and array.flags.f_contiguous:
+        assert made.flags.f_contiguous
+
+
+@pytest.mark.parametrize("dtype", ["O", [("a", "i4"), ("b", "O")]], ids=str)
+def test_objects_cannot_lie_in_shared_memory(dtype: Any) -> None:
+    with pytest.raises(TypeError, match="Python objects"):
+        shared.zeros(3, dtype)
+    with pytest.raises(TypeError, match=r"use ex\.share"):
+        shared.from_array(np.zeros(3, dtype))
+
+
+def test_what_no_array_can_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        shared.zeros((2, -1))
+    with pytest.raises(TypeError, match="a shape is"):
+        shared.zeros(2.5)
+    with pytest.raises(TypeError, match="a shape is"):
+        shared.zeros("33")
+    with pytest.raises(ValueError, match="order"):
+        shared.zeros(3, order="K")
+    with pytest.raises(TypeError, match="masked"):
+        shared.from_array(np.ma.masked_array([1, 2], [True, False]))
+
+
+def test_more_than_there_is_is_an_error_that_says_so() -> None:
+    for size in (1 << 50, 1 << 60):
+        with pytest.raises(SharedMemoryFull, match="bytes of shared memory"):
+            shared.zeros(size, "u1")
+    with pytest.raises(ValueError, match="no array can be as large"):
+        shared.zeros((1 << 40, 1 << 40))
+
+
+def test_an_array_shared_again_is_itself() -> None:
+    array = table()
     assert shared.from_array(array) is array
-    assert SerialExecutor().share(array) is array
+    assert repartir.SerialExecutor().share(array) is array
+    part = array[1:]
+    assert shared.from_array(part) is part
+    with pytest.raises(ValueError, match="shared for reading"):
+        shared.from_array(array, writable=True)
+    writable = shared.zeros(3, writable=True)
+    assert shared.from_array(writable, writable=True) is writable
 
 
-def test_elements_that_are_objects_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"ex\.share"):
-        shared.empty(3, object)
-    with pytest.raises(TypeError, match=r"ex\.share"):
-        shared.from_array([{}, None])
+# ---- what is a view and what is computed
 
 
-# ---- using
+VIEWS: dict[str, Callable[[Any], Any]] = {
+    "slice": lambda a: a[1:],
+    "step": lambda a: a[::2, ::-1],
+    "row": lambda a: a[1],
+    "ellipsis": lambda a: a[...],
+    "newaxis": lambda a: a[:, None],
+    "T": lambda a: a.T,
+    "transpose": lambda a: a.transpose(1, 0),
+    "np.transpose": np.transpose,
+    "swapaxes": lambda a: a.swapaxes(0, 1),
+    "reshape": lambda a: a.reshape(-1),
+    "ravel": lambda a: a.ravel(),
+    "real": lambda a: a.real,
+    "diagonal": lambda a: a.diagonal(),
+    "view": lambda a: a.view("i8"),
+    "squeeze": lambda a: a[:, :1].squeeze(),
+    "split": lambda a: np.split(a, 3)[1],
+}
+COMPUTED: dict[str, Callable[[Any], Any]] = {
+    "+": lambda a: a + 1,
+    "reflected": lambda a: 1 - a,
+    "@": lambda a: a @ a.T,
+    "comparison": lambda a: a > 3,
+    "negative": lambda a: -a,
+    "mask": lambda a: a[a > 3],
+    "fancy": lambda a: a[[0, 2]],
+    "copy": lambda a: a.copy(),
+    "np.copy": np.copy,
+    "astype": lambda a: a.astype("f4"),
+    "flatten": lambda a: a.flatten(),
+    "ravel F": lambda a: a.ravel("F"),
+    "take": lambda a: a.take([1, 2]),
+    "repeat": lambda a: a.repeat(2),
+    "sum": lambda a: a.sum(0),
+    "mean": lambda a: a.mean(0),
+    "cumsum": lambda a: a.cumsum(),
+    "argsort": lambda a: a.argsort(),
+    "dot": lambda a: a.dot(a.T),
+    "round": lambda a: a.round(),
+    "imag": lambda a: a.imag,
+    "np.sort": np.sort,
+    "np.where": lambda a: np.where(a > 1, a, 0),
+    "np.concatenate": lambda a: np.concatenate([a, a]),
+    "np.stack": lambda a: np.stack([a, a]),
+    "np.ones_like": np.ones_like,
+    "np.linalg": lambda a: np.linalg.pinv(a),
+    "np.array": np.array,
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+    "pickle": lambda a: pickle.loads(pickle.dumps(a)),
+    "pickle 2": lambda a: pickle.loads(pickle.dumps(a, 2)),
+    "add.outer": lambda a: np.add.outer(a, a),
+    "add.reduce": np.add.reduce,
+}
 
 
-def test_what_is_computed_is_a_plain_array() -> None:
-    array = shared.from_array(np.arange(10.0))
-    for found in (
-        array + 1,
-        -array,
-        np.sin(array),
-        array.sum(),
-        np.sort(array),
-        array[[1, 2]],
-        array[array > 3],
-    ):
-        assert type(found) is not SharedArray
-    assert type(array.copy()) is np.ndarray
-    assert float(array.mean()) == 4.5
-    assert np.dot(array, array) == 285
-    assert np.concatenate([array, array]).shape == (20,)
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_is_shared_too(view: Callable[[Any], Any]) -> None:
+    array = table()
+    found = view(array)
+    assert type(found) is SharedArray
+    assert np.shares_memory(found, array)
+    assert np.array_equal(found, view(np.arange(12.0).reshape(3, 4)))
+    assert size_of(encode_call((found,), {})) < 500
 
 
-def test_views_are_shared() -> None:
-    array = shared.from_array(np.arange(24).reshape(4, 6))
-    for view in (array[1:], array[:, 2], array.T, array[::-1, ::2], array.reshape(8, 3), array[2:3, 0:0]):
-        assert type(view) is SharedArray
-        assert view.is_shared
+@pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED)
+def test_what_is_computed_is_a_plain_array_of_its_own(compute: Callable[[Any], Any]) -> None:
+    array = table()
+    found = compute(array)
+    assert type(found) is np.ndarray
+    assert not np.shares_memory(found, array)
+    assert np.array_equal(found, compute(np.arange(12.0).reshape(3, 4)))
 
 
-def test_it_is_written_in_place() -> None:
-    array = shared.zeros(10)
-    array += 2
-    array[3:5] = 7
-    np.multiply(array, 2, out=array)
-    assert np.asarray(array).tolist() == [4, 4, 4, 14, 14, 4, 4, 4, 4, 4]
-    out = np.zeros(10)
-    assert np.add(array, 1, out=out) is out
+def test_in_place_operations_keep_the_array() -> None:
+    array = before = shared.zeros(4)
+    array += 3
+    assert array is before
+    array[1:] *= 2
+    assert np.add(array, 1, out=array) is array
+    assert array.tolist() == [4, 7, 7, 7]
+    np.add.at(array, [0, 0], 1)
+    assert array[0] == 6
+    assert array.sum(out=(total := shared.zeros(()))) is total
+    assert total == 27
+
+
+def test_a_ufunc_with_several_outputs_gives_back_those_it_was_given() -> None:
+    quotient = shared.zeros(3, int)
+    first, second = np.divmod(shared.from_array([7, 8, 9]), 4, out=(quotient, None))
+    assert first is quotient
+    assert type(second) is np.ndarray
+    assert (first.tolist(), second.tolist()) == ([1, 2, 2], [3, 0, 1])
+
+
+def test_a_ufunc_takes_a_shared_mask() -> None:
+    mask = shared.from_array([True, False, True])
+    assert np.add([1, 2, 3], 1, where=mask, out=np.zeros(3, int)).tolist() == [2, 0, 4]
+
+
+def test_scalars_come_out_as_of_any_array() -> None:
+    array = table()
+    assert type(array[1, 2]) is np.float64
+    assert type(array.max()) is np.float64
+    assert float(shared.full((), 2.5)) == 2.5
+    assert next(row.tolist() for row in array) == [0, 1, 2, 3]
+    assert 5.0 in array
+    assert len(array) == 3
 
 
 def test_repr_and_str_are_those_of_an_array() -> None:
-    array = shared.from_array([1, 2])
-    assert repr(array) == "SharedArray([1, 2])"
-    assert str(array) == "[1 2]"
+    array = table()
+    assert repr(shared.from_array([1, 2])) == "SharedArray([1, 2])"
+    assert str(array) == str(np.asarray(array))
+    assert f"{shared.full((), 2.5):.2f}" == "2.50"
 
 
-def test_pickles_and_copies_of_others_are_plain_arrays() -> None:
-    array = shared.from_array(np.arange(5))
-    for found in (pickle.loads(pickle.dumps(array)), copy.deepcopy(array), copy.copy(array)):
-        assert np.array_equal(found, array)
-        assert not np.shares_memory(found, array)
+def test_methods_that_change_an_array_do() -> None:
+    array = table()
+    array.fill(2)
+    array.flat[3] = 1
+    array[0].sort()
+    array.real = array + 1
+    assert array.tolist() == [[2, 3, 3, 3], [3, 3, 3, 3], [3, 3, 3, 3]]
+
+
+@pytest.mark.parametrize("method", ["sum", "prod", "mean", "std", "max", "any", "argmin", "cumsum", "round"])
+def test_reductions_are_those_of_an_array(method: str) -> None:
+    array, plain = table(), np.arange(12.0).reshape(3, 4)
+    for kwargs in ({}, {"axis": 0}, {"axis": 1, "keepdims": True}, {"out": shared.zeros(4), "axis": 0}):
+        if method in ("cumsum", "round") and kwargs:
+            continue
+        if method == "argmin" and "out" in kwargs:
+            kwargs = {"axis": 0}
+        found = getattr(array, method)(**kwargs)
+        assert np.array_equal(
+            found, getattr(plain, method)(**{k: v for k, v in kwargs.items() if k != "out"})
+        )
+        assert type(found) is not SharedArray or found is kwargs["out"]
+        assert np.array_equal(getattr(np, method)(array, **kwargs), found)
+
+
+def test_a_reduction_that_fails_keeps_nothing_alive() -> None:
+    array = table()
+    memory = weakref.ref(array._lifetime.memory)
+    for reduce in (np.sum, np.max, np.mean):
+        with pytest.raises(np.exceptions.AxisError):
+            reduce(array, axis=9)
+    with pytest.raises(np.exceptions.AxisError):
+        array.sum(axis=9)
+    del array
+    gc.collect()
+    assert memory() is None
 
 
 # ---- travelling
 
 
-def read_only(array: Any) -> Any:
-    view = array[3:4]
-    view.flags.writeable = False
-    return view
+def test_a_reference_has_the_same_size_whatever_the_array() -> None:
+    large = shared.zeros((1000, 1000))
+    plain = np.asarray(large)
+    for given in (
+        large,
+        large[3:, ::-2],
+        large.T,
+        plain,
+        plain[5:],
+        plain.T,
+        np.asarray(large[1:])[1:],
+        plain[::-1],
+    ):
+        assert size_of(encode_call((given,), {})) < 500
+        assert size_of(encode_call(({"a": [given, (given,)]},), {"b": given})) < 500
 
 
-VIEWS: dict[str, Any] = {
-    "whole": lambda array: array,
-    "slice": lambda array: array[10:20],
-    "transposed": lambda array: array.T,
-    "backwards": lambda array: array[::-1, ::3],
-    "plain": np.asarray,
-    "slice of plain": lambda array: np.asarray(array)[5:, 5:],
-    "read-only": read_only,
-    "empty": lambda array: array[0:0],
-    "other type": lambda array: array.view("i8"),
-}
+def test_subclasses_over_shared_memory_stay_what_they_are() -> None:
+    large = shared.zeros((100, 1000))
+    for given in (large.view(np.matrix), np.ma.masked_array(large, large > 3)):
+        args, _ = decoded(encode_call((given,), {}))
+        assert type(args[0]) is type(given)
+        assert np.shares_memory(np.asarray(args[0]), large)
+    assert size_of(encode_call((large.view(np.matrix),), {})) < 600
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("writable", [False, True])
-def test_a_view_travels_as_a_reference(view: str, writable: bool) -> None:
-    array = shared.from_array(np.arange(10_000.0).reshape(100, 100), writable=writable)
-    part = VIEWS[view](array)
-    assert is_reference(part)
-    found = travel({"nested": [part]})["nested"][0]
-    assert type(found) is SharedArray
-    assert np.array_equal(np.asarray(found), np.asarray(part))
-    assert found.strides == part.strides
-    assert np.shares_memory(found, array) or not part.size
-    assert found.flags.writeable == (writable and "plain" not in view and view != "read-only")
+def test_a_plain_array_is_no_reference_though_shared_ones_exist() -> None:
+    table()
+    for given in (np.zeros(100_000)[1:], np.empty((0, 3))[:, 1:]):
+        args, _ = decoded(encode_call((given,), {}))
+        assert type(args[0]) is np.ndarray
 
 
-def test_a_result_is_a_copy() -> None:
-    array = shared.from_array(np.arange(100_000.0))
-    meta, *buffers = [bytearray(raw(part)) for part in parts_of(encode_result(array[1:]))]
-    found = decode(meta, buffers)
-    assert type(found) is np.ndarray
-    assert np.array_equal(found, array[1:])
-    assert found.flags.writeable
+def test_a_result_holds_copies() -> None:
+    array = table()
+    large = shared.zeros(100_000)
+    for given in (array, array.T, large, large[::2]):
+        got = decoded(encode_result(given))
+        assert type(got) is np.ndarray
+        assert np.array_equal(got, given)
+        assert not np.shares_memory(got, given)
 
 
-def test_what_only_looks_shared_travels_as_its_elements() -> None:
-    array = shared.from_array(np.arange(100_000.0))
-    for plain in (array + 1, array.astype("f4"), np.asarray(array).copy(), np.arange(100_000.0)[1:]):
-        assert not is_reference(plain)
-        assert np.array_equal(travel(plain), plain)
-
-
-# ---- freeing
-
-
-def memory_of(array: SharedArray) -> weakref.ref[Any]:
-    assert array._lifetime is not None
-    return weakref.ref(array._lifetime.memory)
-
-
-def test_the_last_view_gives_the_memory_back() -> None:
-    array = shared.zeros(1 << 20)
-    memory = memory_of(array)
-    assert memory().segment.fd >= 0  # type: ignore[union-attr]
-    fd = memory().segment.fd  # type: ignore[union-attr]
-    view = array[5:10]
-    del array
+def test_what_a_call_refers_to_lives_until_the_call_is_forgotten() -> None:
+    array = shared.zeros(MIB, "u1")
+    call = encode_call((array,), {})
+    memory = weakref.ref(array._lifetime.memory)
+    array.free()
     assert memory() is not None
-    del view
+    del call
     assert memory() is None
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)
 
 
-# Not array.sum(): numpy 2.4 leaks a reference to an array whose `__array_ufunc__` raises in a reduction.
-USES: dict[str, Any] = {
-    "item": lambda array: array[0],
-    "assignment": lambda array: array.__setitem__(0, 1),
-    "ufunc": lambda array: array + 1,
-    "out": lambda array: np.add(1, 2, out=array[...]),
-    "function": lambda array: np.concatenate([array, array]),
+# ---- the end
+
+
+# numpy leaks a reference to the array when __array_ufunc__ raises in a ufunc's reduce (seen in 2.4).
+_NOT_CHECKED = ("np.array", "add.reduce")
+USES: dict[str, Callable[[Any], Any]] = {
+    **VIEWS,
+    **{name: use for name, use in COMPUTED.items() if name not in _NOT_CHECKED},
+    "getitem": lambda a: a[0, 0],
+    "setitem": lambda a: a.__setitem__(0, 1),
+    "fill": lambda a: a.fill(1),
+    "sort": lambda a: a.sort(),
+    "tolist": lambda a: a.tolist(),
+    "tobytes": lambda a: a.tobytes(),
+    "item": lambda a: a.item(0),
     "repr": repr,
     "str": str,
-    "pickle": pickle.dumps,
-    "copy": lambda array: array.copy(),
-    "with": lambda array: array.__enter__(),
+    "format": lambda a: f"{a}",
+    "iterate": list,
+    "flat": lambda a: a.flat,
+    "with": lambda a: a.__enter__(),
+    "second of several": lambda a: np.concatenate([np.ones((1, 4)), a]),
+    "out": lambda a: np.add(1, 2, out=a),
     "share": shared.from_array,
+    "contains": lambda a: 3.0 in a,
 }
 
 
-@pytest.mark.parametrize("use", USES)
-def test_use_after_free_is_an_error(use: str) -> None:
-    array = shared.zeros(1 << 20)
-    view = array[10:]
-    memory = memory_of(array)
-    with array as entered:
-        assert entered is array
-    assert memory() is None
-    assert not view.is_shared
-    for freed in (array, view):
-        with pytest.raises(ValueError, match=r"was freed"):
-            USES[use](freed)
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_use_after_free_is_a_value_error(use: Callable[[Any], Any]) -> None:
+    array = shared.zeros((3, 4))
+    part = array[:]
     array.free()
-    with pytest.raises(TaskNotSerializable, match=r"was freed"):
-        encode_call((array,), {})
+    for freed in (array, part):
+        with pytest.raises(ValueError, match=r"this shared array of shape \(3, 4\) was freed"):
+            use(freed)
 
 
-def test_memory_is_there_until_the_pickle_is_dropped() -> None:
-    array = shared.from_array(np.arange(1 << 20))
-    encoded = encode_call((array,), {})
-    assert isinstance(encoded, Encoded)
+def test_a_freed_argument_is_named() -> None:
+    array = table()
     array.free()
-    (found,), _ = decode(encoded.meta)
-    assert found[77] == 77
+    with pytest.raises(
+        ValueError, match=r"argument 1 \(list\): .*was freed; use it inside its `with`"
+    ) as caught:
+        encode_call((1, [array]), {})
+    assert isinstance(caught.value, TaskNotSerializable)
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), ValueError)
 
 
-def test_a_reference_to_freed_memory_is_an_error() -> None:
-    array = shared.from_array(np.arange(1 << 20))
-    encoded = encode_call((array,), {})
-    meta = raw(parts_of(encoded)[0])
-    del array, encoded
-    gc.collect()
-    with pytest.raises(ValueError, match=r"was freed"):
-        decode(meta)
+def test_free_may_be_repeated() -> None:
+    array = table()
+    array.free()
+    array.free()
+    np.zeros(3).view(SharedArray).free()
 
 
-def test_small_arrays_share_files() -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    arrays = [shared.full(100, nth) for nth in range(5000)]
-    assert len(os.listdir("/proc/self/fd")) - before < 10
-    assert all(array[-1] == nth for nth, array in enumerate(arrays))
-    assert all(array.__array_interface__["data"][0] % 64 == 0 for array in arrays[:50])
-
-
-def test_what_it_takes_is_told() -> None:
-    before = shared.total_bytes()
-    array = shared.zeros(1 << 20)
-    assert shared.total_bytes() - before >= array.nbytes
-    assert SerialExecutor().stats().shared_bytes == shared.total_bytes()
+def test_a_plain_view_made_before_free_stays_valid() -> None:
+    array = shared.from_array(np.arange(1000))
+    plain = np.asarray(array)[1:]
+    array.free()
     del array
-    assert shared.total_bytes() == before
+    gc.collect()
+    assert plain.sum() == 499500
+    assert size_of(encode_call((plain,), {})) > 4000, "it travels by its elements"
 
 
-# ---- room
+@pytest.mark.parametrize("end", ["free", "with", "garbage"])
+def test_memory_goes_back_when_array_and_views_have_gone(end: str) -> None:
+    before, held = descriptors(), shared.total_bytes()
+    array = shared.zeros(MIB)
+    part: Any = array[5:]
+    mapping = weakref.ref(array._lifetime.memory.segment.data)
+    assert shared.total_bytes() > held + 8 * MIB
+    if end == "with":
+        with array:
+            pass
+    elif end == "free":
+        array.free()
+    del array
+    if end != "garbage":
+        assert shared.total_bytes() == held
+        del part
+    else:
+        assert shared.total_bytes() > held
+        del part
+        assert shared.total_bytes() == held
+    assert mapping() is None
+    assert descriptors() == before
 
 
-def test_full_memory_spills_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    really = segment_module.Segment.create
+def test_small_arrays_share_descriptors() -> None:
+    before = descriptors()
+    arrays = [shared.full(100, n) for n in range(5_000)]
+    assert descriptors() - before <= 20
+    assert all(int(array[99]) == n for n, array in enumerate(arrays))
+    bounds = sorted((array.__array_interface__["data"][0], array.nbytes) for array in arrays)
+    assert all(low + size <= high for (low, size), (high, _) in itertools.pairwise(bounds))
+    del arrays, bounds
+    assert descriptors() == before
 
-    def full(size: int, *, reserved: int | None = None, folder: str | None = None) -> Any:
-        if folder is None:
-            raise SharedMemoryFull("no room in memory")
-        return really(size, reserved=reserved, folder=folder)
 
-    monkeypatch.setattr(segment_module.Segment, "create", full)
-    array = shared.from_array(np.arange(1 << 18))
-    assert array[-1] == (1 << 18) - 1
-    monkeypatch.setenv("TMPDIR", "/nowhere/at/all")
-    with pytest.raises(SharedMemoryFull, match="no room in memory"):
-        shared.zeros(1 << 18)
+def test_too_few_descriptors_is_an_error_that_says_so() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    arrays = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 20, hard))
+    try:
+        with pytest.raises(SharedMemoryFull, match=r"Too many open files.*ulimit -n"):
+            arrays.extend(shared.zeros(MIB, "u1") for _ in range(30))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert shared.zeros(MIB, "u1")[0] == 0
+
+
+def test_it_lies_in_a_file_where_shared_memory_is_full(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(fd: int, offset: int, size: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").startswith("/dev/shm"):
+            raise SharedMemoryFull("no room")
+
+    monkeypatch.setattr(segment, "reserve", full)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    array = shared.full(MIB, 3, "u1")
+    assert os.readlink(f"/proc/self/fd/{array._lifetime.memory.segment.fd}").startswith(str(tmp_path))
+    assert array.sum() == 3 * MIB
+
+    def no_room(fd: int, offset: int, size: int) -> None:
+        raise SharedMemoryFull("no room at all")
+
+    monkeypatch.setattr(segment, "reserve", no_room)
+    before = descriptors()
+    with pytest.raises(SharedMemoryFull, match="no room at all"):
+        shared.zeros(MIB)
+    with pytest.raises(SharedMemoryFull, match="no room at all"):
+        shared.share_object("x", [bytes(MIB)])
+    assert descriptors() == before
+
+
+def test_a_forked_child_sees_what_the_parent_writes_and_frees_only_its_own() -> None:
+    array = shared.zeros(10, int)
+    memory = array._lifetime.memory
+
+    def child() -> None:
+        array[0] = 7
+        own = shared.zeros(10, int)
+        assert not any(
+            other.holds(own.__array_interface__["data"][0], own.__array_interface__["data"][0] + 80)
+            for other in [memory]
+        )
+        own[:] = 9
+        array.free()
+
+    Forked(child).join()
+    later = shared.zeros(10, int)
+    assert array[0] == 7
+    assert not memory.is_freed
+    assert not later.any()
 
 
 # ---- objects
 
 
-class Counted:
-    """Counts how often it is unpickled."""
-
-    made = 0
-
-    def __init__(self) -> None:
-        self.table = np.arange(100_000.0)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        type(self).made += 1
-        self.__dict__.update(state)
-
-
-def test_a_shared_object_arrives_as_itself_once() -> None:
-    value = Counted()
-    handle = SerialExecutor().share(value)
+def test_an_object_is_a_handle_with_a_dashboard() -> None:
+    value = {"table": list(range(1000))}
+    handle = repartir.SerialExecutor().share(value)
+    assert type(handle) is SharedObject
     assert handle.get() is value
-    assert "Counted" in repr(handle)
-    assert SerialExecutor().share(handle) is handle
-    assert is_reference(handle)
-    Counted.made = 0
-    one, other = travel(handle), travel([handle])[0]
-    assert one is other
-    assert Counted.made == 1
-    assert np.array_equal(one.table, value.table)
-    with handle:
-        pass
-    assert "freed" in repr(handle)
-    with pytest.raises(TaskNotSerializable, match="was freed"):
+    assert repr(handle).startswith("<SharedObject dict: ")
+    assert pickle.loads(pickle.dumps(handle)) == value
+    assert repartir.SerialExecutor().share(handle) is handle
+    with handle as entered:
+        assert entered is handle
+    assert repr(handle) == "<SharedObject dict: freed>"
+    handle.free()
+    with pytest.raises(ValueError, match=r"argument 0 .*dict was freed"):
         encode_call((handle,), {})
-    shared.drop_freed()
-    shared._objects.clear()
+    with pytest.raises(ValueError, match="dict was freed"):
+        handle.__enter__()
+
+
+def test_the_memory_of_an_object_goes_with_its_handle() -> None:
+    before, held = descriptors(), shared.total_bytes()
+    handle = repartir.SerialExecutor().share(bytes(MIB))
+    assert shared.total_bytes() > held
+    del handle
+    assert (descriptors(), shared.total_bytes()) == (before, held)
+
+
+def test_an_object_keeps_the_shared_arrays_in_it() -> None:
+    array = shared.zeros(MIB, "u1")
+    memory = weakref.ref(array._lifetime.memory)
+    handle = repartir.SerialExecutor().share([array])
+    array.free()
+    del array
+    assert memory() is not None
+    handle.free()
+    del handle
+    assert memory() is None
 
 
 def test_what_cannot_be_pickled_cannot_be_shared() -> None:
-    with pytest.raises(TaskNotSerializable, match="the object to share"):
-        SerialExecutor().share({"lock": __import__("threading").Lock()})
+    with pytest.raises(TaskNotSerializable, match=r"the object to share .*generator"):
+        repartir.SerialExecutor().share([1, (n for n in "x")])
+    with pytest.raises(TypeError, match="only arrays can be shared writable, not list"):
+        repartir.SerialExecutor().share([1], writable=True)
 
 
-def test_arrays_of_objects_and_memory_maps_can_be_shared(tmp_path: Path) -> None:
-    objects = np.array([1, "two", None], dtype=object)
-    handle = SerialExecutor().share(objects)
-    assert travel(handle).tolist() == objects.tolist()
-    shared._objects.clear()
-    np.arange(100.0).tofile(tmp_path / "file")
-    assert type(SerialExecutor().share(np.memmap(tmp_path / "file", "f8", "r"))) is SharedArray
+def test_arrays_of_objects_and_masked_arrays_are_shared_as_objects() -> None:
+    ex = repartir.SerialExecutor()
+    for array in (np.array([None, "x"], object), np.ma.masked_array([1, 2], [True, False])):
+        assert type(ex.share(array)) is SharedObject
+
+
+def test_a_memmap_becomes_a_copy_in_memory(tmp_path: Path) -> None:
+    mapped = np.memmap(tmp_path / "numbers", "i8", "w+", shape=(100,))
+    mapped[:] = range(100)
+    array = repartir.SerialExecutor().share(mapped)
+    assert type(array) is SharedArray
+    assert array.sum() == 4950
+
+
+# ---- in functions
+
+
+def over(array: Any) -> types.FunctionType:
+    """A function that goes by value, with `array` among its globals."""
+    namespace: dict[str, Any] = {"TABLE": array, "__name__": "__main__"}
+    exec("def total(): return TABLE.sum()", namespace)
+    found: types.FunctionType = namespace["total"]
+    return found
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The functions that were pickled, in order."""
+    seen = []
+
+    def encode(fn: Any, *args: Any) -> Any:
+        seen.append(fn.__name__)
+        return encode_function(fn, *args)
+
+    monkeypatch.setattr(functions, "encode_function", encode)
+    return seen
+
+
+def test_a_function_over_something_shared_is_pickled_once(encoded: list[Any]) -> None:
+    ex = repartir.SerialExecutor()
+    array = shared.zeros(MIB)
+    for value in (array, array[3:], ex.share({"a": 1})):
+        table, fn, inner = functions.FunctionTable(), over(value), lambda value=value: lambda: value
+        closure = inner()
+        for each in (fn, closure):
+            encoded.clear()
+            first = table.encode(each)
+            assert table.encode(each) is first
+            assert len(encoded) == 1
+
+
+def test_a_function_is_pickled_anew_when_the_array_is_another_or_has_another_form(encoded: list[Any]) -> None:
+    table, array = functions.FunctionTable(), shared.zeros((3, 4), writable=True)
+    fn = over(array)
+    table.encode(fn)
+    array.flags.writeable = False
+    table.encode(fn)
+    fn.__globals__["TABLE"] = array[1:]
+    table.encode(fn)
+    fn.__globals__["TABLE"] = shared.zeros(3)
+    table.encode(fn)
+    assert len(encoded) == 4
+
+
+def test_a_function_does_not_keep_the_memory_but_its_calls_do() -> None:
+    table, array = functions.FunctionTable(), shared.zeros(MIB)
+    memory = weakref.ref(array._lifetime.memory)
+    fn = over(array)
+    ref = table.encode(fn)
+    held = ref.hold()
+    array.free()
+    assert memory() is not None
+    del held
+    assert memory() is None
+    with pytest.raises(ValueError, match=r"the function .*was freed"):
+        table.encode(fn)
+
+
+def test_a_class_keeps_what_its_methods_refer_to_as_long_as_the_call() -> None:
+    array = shared.zeros(MIB)
+    memory = weakref.ref(array._lifetime.memory)
+    made = type("Model", (), {"__module__": "__main__", "run": over(array)})
+    call = encode_call((made(),), {})
+    assert size_of(call) < 5_000
+    array.free()
+    assert memory() is not None
+    del call
+    assert memory() is None
+
+
+def test_no_warning_names_a_global_that_is_shared() -> None:
+    array = shared.zeros(2 * MIB)
+    for value in (array, np.asarray(array)[1:], repartir.SerialExecutor().share(bytes(2 * MIB))):
+        fn = over(value)
+        fn.__globals__["HEAVY"] = bytes(2 * MIB)
+        exec("def total(): return TABLE, HEAVY", fn.__globals__)
+        with pytest.warns(UserWarning, match="'HEAVY' of 2.0 MiB.*HEAVY = ex.share") as caught:
+            functions.FunctionTable().encode(fn.__globals__["total"])
+        assert len(caught) == 1
+
+
+def test_nobody_asks_the_module_before_it_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optional, "shared", None)
+    monkeypatch.setitem(sys.modules, "repartir.shared", types.ModuleType("repartir.shared"))
+    call = encode_call((np.zeros(10), Path("x")), {"fn": over(1)})
+    args, _ = decoded(call)
+    assert args[1] == Path("x")

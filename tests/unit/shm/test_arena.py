@@ -514,7 +514,12 @@ def expect_sound(arena: Arena, handle: Handle, act: str, where: str) -> None:
     assert arena.used()[0] == len(handles), f"{where}: an old handle freed another's block"
 
 
-@pytest.mark.parametrize("act", ACTS)
+LONG = ("free, then join all", "trim")
+
+
+@pytest.mark.parametrize(
+    "act", [pytest.param(act, marks=pytest.mark.slow if act in LONG else ()) for act in ACTS]
+)
 def test_cut_off_at_any_word(act: str) -> None:
     with arena_room(MIB // 4) as place:
         for nth in range(5000):

@@ -233,7 +233,7 @@ def test_failed_creation_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -
             with pytest.raises(OSError if name == "ftruncate" else SharedMemoryFull):
                 Segment.create(4096)
     with monkeypatch.context() as patch:
-        patch.setattr(mmap, "mmap", lambda *_: 1 / 0)
+        patch.setattr(mmap, "mmap", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             Segment.create(4096)
     assert os.listdir("/proc/self/fd") == before
