@@ -445,9 +445,14 @@ def test_a_result_whose_taking_was_interrupted_comes_whole_and_is_given_back(
     wait_for_blocks(one, before + 1)  # `churn` brought a function
 
 
+@pytest.fixture(scope="module")
+def pd() -> Any:
+    """Of wider scope than the guard, for an import of pyarrow, which pandas does, leaves a thread."""
+    return pytest.importorskip("pandas")
+
+
 @both_starts
-def test_a_data_frame_is_the_receivers_own(ex: Any) -> None:
-    pd = pytest.importorskip("pandas")
+def test_a_data_frame_is_the_receivers_own(ex: Any, pd: Any) -> None:
     frame = pd.DataFrame({"a": np.arange(SIZE), "b": np.arange(SIZE) / 2, "c": ["x", None] * (SIZE // 2)})
     copy = ex.submit(echo, frame).result(LIMIT_S)
     pd.testing.assert_frame_equal(copy, frame)

@@ -648,9 +648,19 @@ def test_a_users_own_buffers_beside_the_pickle_come_out(threshold: int) -> None:
 # ---- foreign libraries
 
 
+@pytest.fixture(scope="module")
+def pd() -> Any:
+    """Of wider scope than the guard, for an import of pyarrow, which pandas does, leaves a thread."""
+    return pytest.importorskip("pandas")
+
+
+@pytest.fixture(scope="module")
+def pa() -> Any:
+    return pytest.importorskip("pyarrow")
+
+
 @both_ways
-def test_pandas_objects_come_out_as_they_went_in(threshold: int) -> None:
-    pd = pytest.importorskip("pandas")
+def test_pandas_objects_come_out_as_they_went_in(pd: Any, threshold: int) -> None:
     frame = pd.DataFrame(
         {
             "number": np.arange(50.0),
@@ -675,8 +685,7 @@ def test_pandas_objects_come_out_as_they_went_in(threshold: int) -> None:
     pd.testing.assert_frame_equal(travel(frame.iloc[:0], threshold), frame.iloc[:0])
 
 
-def test_columns_of_a_pandas_frame_go_beside_the_pickle() -> None:
-    pd = pytest.importorskip("pandas")
+def test_columns_of_a_pandas_frame_go_beside_the_pickle(pd: Any) -> None:
     encoded = encode_call((pd.DataFrame(np.zeros((1000, 8))),), {}, threshold=1000)
     assert isinstance(encoded, Encoded)
     assert sum(map(len, encoded.buffers)) >= 64_000
@@ -684,16 +693,14 @@ def test_columns_of_a_pandas_frame_go_beside_the_pickle() -> None:
 
 
 @both_ways
-def test_pyarrow_objects_come_out_as_they_went_in(threshold: int) -> None:
-    pa = pytest.importorskip("pyarrow")
+def test_pyarrow_objects_come_out_as_they_went_in(pa: Any, threshold: int) -> None:
     table = pa.table({"number": [1.5, None, 3.5], "text": ["a", None, "ccc"], "list": [[1], [], [2, 3]]})
     assert travel(table, threshold).equals(table)
     assert travel(table.slice(1, 1), threshold).equals(table.slice(1, 1))
     assert travel(pa.array(range(100)), threshold).to_pylist() == list(range(100))
 
 
-def test_columns_of_a_pyarrow_table_go_beside_the_pickle() -> None:
-    pa = pytest.importorskip("pyarrow")
+def test_columns_of_a_pyarrow_table_go_beside_the_pickle(pa: Any) -> None:
     encoded = encode_call((pa.table({"x": np.zeros(1000)}),), {}, threshold=1000)
     assert isinstance(encoded, Encoded)
     assert [len(buffer) for buffer in encoded.buffers] == [8000]
