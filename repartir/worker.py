@@ -92,6 +92,8 @@ class Worker:
         """Blocks whose arrays outlived their task."""
         self._dead: Deque[BlockRef] = Deque()
         """Those of them whose last array has died."""
+        self._may_be_cycles = False
+        """Something was kept since the garbage collector was last asked: perhaps only by an exception and its frame."""
         self._has_forked = False
         """Some task has forked a child, which has the arrays that this process had then."""
 
@@ -165,6 +167,7 @@ class Worker:
         elif exporter is not None:
             self._board.blocks.keep(handle, self._index)
             self._kept[handle] = watch(exporter, handle, self._dead)
+            self._may_be_cycles = True
 
     def _free_dead(self) -> None:
         """Give back what was kept, unless a child process that a task has forked may still use it."""
@@ -279,6 +282,9 @@ class Worker:
 
     def _tidy(self) -> None:
         """Before sleep: keep nothing that others wait for."""
+        if self._may_be_cycles:
+            self._may_be_cycles = False
+            gc.collect()
         self._free_dead()
         shared = optional.shared
         if shared is not None:

@@ -221,3 +221,13 @@ def process_with(bell: Bell, gate: Gate, array: Any, written: int) -> tuple[int,
     child.start()
     assert child.pid is not None
     return child.pid, sorted(set(array.tolist()))
+
+
+def leave_in_a_cycle(array: Any) -> int:
+    """Leaves the array to the garbage collector, as an exception does that its frame keeps."""
+    saved = None
+    try:
+        raise ValueError(array.size)
+    except ValueError as error:
+        saved = error
+    return len(saved.args)

@@ -801,3 +801,10 @@ def test_stats_after_the_shutdown(make: Make) -> None:
     assert repr(ex) == "<Executor 'calc' 1 workers: shut down>"
     del result
     assert ex.stats().viewed_bytes == 0
+
+
+def test_an_idle_worker_collects_what_only_cycles_keep(make: Make) -> None:
+    with make(1) as ex:
+        for _ in range(5):
+            ex.submit(tasks.leave_in_a_cycle, np.zeros(100_000)).result(LIMIT_S)
+        until(lambda: ex.stats().kept_bytes == 0)
