@@ -31,7 +31,7 @@ import numpy
 
 from repartir import optional
 from repartir.errors import SharedMemoryFull
-from repartir.shm.segment import TOO_MANY_FILES, Segment, freed_listeners, spill_dir
+from repartir.shm.segment import TOO_MANY_FILES, Segment, freed_listeners, reserve, spill_dir
 
 __all__ = ["SharedArray", "SharedObject", "empty", "from_array", "full", "zeros"]
 
@@ -43,6 +43,8 @@ _FREED_W = 4
 _MAGIC = 0x5245504152534852
 _ALIGN = 64
 _SLAB_BYTES = 1 << 20
+_STEP_BYTES = 1 << 15
+"""A slab is backed by memory in steps: 1 MiB at once would take a millisecond."""
 _SMALL_BYTES = _SLAB_BYTES // 4
 _CAN_REFER = (
     sys.platform == "linux"
@@ -91,6 +93,7 @@ class Memory:
         self.is_writable = is_writable
         self.needs: tuple[object, ...] = ()
         self.end = _HEADER_BYTES
+        self.backed = segment.size
         self.pid = os.getpid()
         self._origin = origin
         self.address = numpy.frombuffer(segment.data, numpy.uint8).__array_interface__["data"][0]
@@ -102,7 +105,17 @@ class Memory:
     def create(cls, size: int, *, is_writable: bool = False) -> Memory:
         """Memory for ``size`` bytes; where shared memory is full, in a file. Raises SharedMemoryFull."""
         size = -(-(_HEADER_BYTES + size) // mmap.PAGESIZE) * mmap.PAGESIZE
-        segment = _segment(size)
+        return cls._in(_segment(size), is_writable)
+
+    @classmethod
+    def create_slab(cls, is_writable: bool) -> Memory:
+        """Memory for small arrays, little of which is backed yet. Raises SharedMemoryFull."""
+        slab = cls._in(_segment(_SLAB_BYTES, _STEP_BYTES), is_writable)
+        slab.backed = _STEP_BYTES
+        return slab
+
+    @classmethod
+    def _in(cls, segment: Segment, is_writable: bool) -> Memory:
         try:
             token = os.urandom(16)
             _HEADER.pack_into(segment.data, 0, _MAGIC, token, is_writable, 0)
@@ -122,11 +135,19 @@ class Memory:
         return bool(self.segment.words[_FREED_W])
 
     def take(self, size: int) -> int:
-        """Where ``size`` bytes begin that nobody has yet; -1 if there is no room."""
+        """Where ``size`` bytes begin that nobody has yet; -1 if there is no room, here or in all of shared memory."""
         start = -(-self.end // _ALIGN) * _ALIGN
-        if start + size > self.segment.size:
+        end = start + size
+        if end > self.segment.size:
             return -1
-        self.end = start + size
+        if end > self.backed:
+            backed = -(-end // _STEP_BYTES) * _STEP_BYTES
+            try:
+                reserve(self.segment.fd, self.backed, backed - self.backed)
+            except SharedMemoryFull:
+                return -1
+            self.backed = backed
+        self.end = end
         return start
 
     def holds(self, low: int, high: int) -> bool:
@@ -134,12 +155,12 @@ class Memory:
         return bool(self.address <= low and high <= self.address + self.segment.size)
 
 
-def _segment(size: int) -> Segment:
+def _segment(size: int, reserved: int | None = None) -> Segment:
     try:
-        return Segment.create(size)
+        return Segment.create(size, reserved=reserved)
     except (SharedMemoryFull, OSError) as full:
         try:
-            return Segment.create(size, folder=spill_dir())
+            return Segment.create(size, reserved=reserved, folder=spill_dir())
         except (SharedMemoryFull, OSError):
             if isinstance(full, SharedMemoryFull):
                 raise full from None
@@ -478,10 +499,14 @@ def _room(size: int, is_writable: bool) -> tuple[Memory, int]:
         slab = None if known is None else known()
         start = -1 if slab is None else slab.take(size)
         if slab is None or start < 0:
-            slab = Memory.create(_SLAB_BYTES, is_writable=is_writable)
+            slab = Memory.create_slab(is_writable)
             start = slab.take(size)
-            _slabs[is_writable] = weakref.ref(slab)
-        return slab, start
+            if start >= 0:
+                _slabs[is_writable] = weakref.ref(slab)
+    if start < 0:
+        slab = Memory.create(size, is_writable=is_writable)
+        start = slab.take(size)
+    return slab, start
 
 
 def _array(
@@ -699,9 +724,7 @@ def total_bytes() -> int:
     """Bytes of shared memory that this process has made and not freed."""
     pid = os.getpid()
     return sum(
-        memory.segment.size
-        for memory in list(_known.values())
-        if memory.pid == pid and memory.segment.fd >= 0
+        memory.backed for memory in list(_known.values()) if memory.pid == pid and memory.segment.fd >= 0
     )
 
 

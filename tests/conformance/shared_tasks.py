@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +57,10 @@ def write_all(found: Any) -> None:
             write_all(value)
 
 
-def try_to_write(array: Any) -> list[str]:
+def try_to_write(array: Any, count: int | None = None) -> list[str]:
+    """What became of each attempt to write, of the first `count`: "written" or the type of the exception."""
     failures = []
-    for attempt in (
+    attempts: list[Callable[[], object]] = [
         lambda: poke(array, 0, 1),
         lambda: array.fill(1),
         lambda: np.add(array, 1, out=array),
@@ -67,7 +69,8 @@ def try_to_write(array: Any) -> list[str]:
         lambda: array[:].setflags(write=True),
         lambda: np.asarray(array).setflags(write=True),
         lambda: memoryview(array).cast("B").__setitem__(0, 1),
-    ):
+    ]
+    for attempt in attempts[:count]:
         try:
             attempt()
         except (ValueError, TypeError) as exc:
@@ -114,6 +117,10 @@ def keep(array: Any) -> None:
 
 def sum_of_kept() -> float:
     return float(kept[-1].sum())
+
+
+def try_to_write_kept() -> list[str]:
+    return try_to_write(kept[-1], 3)
 
 
 def forget() -> None:

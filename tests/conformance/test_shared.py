@@ -231,6 +231,23 @@ def test_an_array_that_workers_inherit_is_as_read_only(make: Make) -> None:
         tasks.kept.clear()
 
 
+@every_start
+def test_an_initializer_gets_it_for_all_tasks(make: Make) -> None:
+    array = shared.full(MIB, 2)
+    file = file_of(array)
+    with make(1, initializer=tasks.keep, initargs=(array,)) as ex:
+        assert run(ex, tasks.sum_of_kept) == 2 * MIB
+        array[0] = 3
+        assert run(ex, tasks.sum_of_kept) == 2 * MIB + 1
+        assert "written" not in run(ex, tasks.try_to_write_kept)
+        array.free()
+        del array
+        assert run(ex, tasks.sum_of_kept) == 2 * MIB + 1
+    del ex  # which has the arguments of its initializer
+    gc.collect()
+    assert not holders(file)
+
+
 @only_fork
 def test_what_workers_inherit_goes_back_when_they_have_ended(make: Make) -> None:
     array = shared.zeros(MIB)

@@ -15,10 +15,12 @@ from repartir import (
     PoisonTask,
     RepartirError,
     SerialExecutor,
+    SharedArray,
     SharedMemoryFull,
     TaskNotSerializable,
     WorkerDied,
     current_executor,
+    shared,
 )
 
 
@@ -51,6 +53,16 @@ def every_argument() -> None:
         ("path", 1),
         max_tasks_per_child=100,
     ).shutdown(wait=False, cancel_futures=True)
+
+
+def shared_arrays(executor: Executor) -> None:
+    with shared.from_array([1, 2], writable=True) as array:
+        assert_type(array, SharedArray)
+        executor.submit(double, array[0])
+    assert_type(shared.zeros((2, 3), "f4", order="F"), SharedArray)
+    assert_type(shared.full(3, 1.5), SharedArray)
+    with executor.share({"a": 1}) as index:
+        executor.submit(len, index)
 
 
 def maps(executor: Executor) -> None:

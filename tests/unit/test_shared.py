@@ -471,6 +471,26 @@ def test_small_arrays_share_descriptors() -> None:
     assert descriptors() == before
 
 
+def test_a_small_array_takes_little_memory() -> None:
+    held = shared.total_bytes()
+    arrays = [shared.full(1000, 1.0)]
+    assert shared.total_bytes() - held <= 1 << 16
+    arrays += [shared.full(1000, float(n)) for n in range(200)]
+    assert shared.total_bytes() - held < 2 * sum(array.nbytes for array in arrays)
+    assert {float(array[999]) for array in arrays[1:]} == set(range(200))
+
+
+def test_a_slab_that_shared_memory_has_no_room_for_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = shared.full(100, 1)
+
+    def full(fd: int, offset: int, size: int) -> None:
+        raise SharedMemoryFull("no room")
+
+    monkeypatch.setattr(shared, "reserve", full)
+    arrays = [shared.full(20_000, n) for n in range(3)]
+    assert [int(array.sum()) for array in (first, *arrays)] == [100, 0, 20_000, 40_000]
+
+
 def test_too_few_descriptors_is_an_error_that_says_so() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     arrays = []
