@@ -65,6 +65,9 @@ def test_a_callback_that_exits(ex: Executor) -> None:
     future.add_done_callback(leave)
     assert not wait([future], timeout=LIMIT_S).not_done
     assert ex.submit(abs, -3).result(LIMIT_S) == 3
+    told = threading.Event()
+    ex.submit(time.sleep, 0.05).add_done_callback(lambda _: told.set())
+    assert told.wait(LIMIT_S), "the log of the callback before is not written"
 
 
 def leave(_: object) -> None:
