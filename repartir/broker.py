@@ -35,7 +35,7 @@ from repartir.shm.segment import freed_listeners
 from repartir.stats import ExecutorStats
 from repartir.supervisor import EVERY_ROW, Supervisor
 
-SPIN_S = 100e-6
+SPIN_S = 50e-6
 YIELD_S = 0.005
 """How long after a waiter's last visit the broker's thread leaves the watching to waiters."""
 NAP_MS = (1, 4)

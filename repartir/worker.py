@@ -44,7 +44,7 @@ PIECE = struct.Struct("=II")
 
 HEAD_BYTES = FUNCTION.size
 
-SPIN_S = 100e-6
+SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _BLOCKED_S = 1.0  # the same, for a full outbox
 
