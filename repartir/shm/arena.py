@@ -165,7 +165,7 @@ class Arena:
         lock.repair = self._rebuild
 
     def create(self) -> None:
-        """Write an empty arena's header; done once, by the segment's maker."""
+        """Write an empty arena's header; done by the segment's maker, or under the lock by who stores the first block."""
         words = self._words
         words[A_LIMIT] = self._segment.size
         words[A_RESERVED] = ARENA_HEADER_BYTES
@@ -288,6 +288,8 @@ class Arena:
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
+            if not words[A_MAGIC]:
+                return 0
             for block in self._blocks():
                 if words[block + B_OWNER] == 0 and given < most:
                     given += self._unback(block)
@@ -360,6 +362,8 @@ class Arena:
                 lock.wait(code)
             if words[A_STALE]:
                 self._rebuild()
+            elif not words[A_MAGIC]:
+                self.create()
             words[A_STALE] = 1
             size_class = _class_of(need)
             block = words[A_FREE_W + size_class]

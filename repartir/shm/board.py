@@ -103,16 +103,15 @@ class Board:
             self._deque(shape.spawn(index), shape.spawn_capacity, make, claims) for index in range(shape.rows)
         ]
         self.outboxes = [self._outbox(shape.outbox(index), make) for index in range(shape.rows)]
+        make_in_arena = LockFactory(arenas[0], lock_fd, first_byte=_ARENA_LOCKS)
+        locks = (
+            make_in_arena(layout.A_LOCK, layout.A_DIRTY_W),
+            make_in_arena(layout.A_OVERFLOW_LOCK, layout.A_OVERFLOW_DIRTY_W),
+        )
         self.blocks = BlockStore(
             [
-                Arena(
-                    arena,
-                    LockFactory(arena, lock_fd, first_byte=_ARENA_LOCKS << place)(
-                        layout.A_LOCK, layout.A_DIRTY_W
-                    ),
-                    place,
-                )
-                for place, arena in enumerate(arenas)
+                Arena(arena, lock, place)
+                for place, (arena, lock) in enumerate(zip(arenas, locks, strict=True))
             ],
             arenas,
         )
@@ -146,7 +145,7 @@ class Board:
         """Map the segments of a ring whose descriptors were passed to this process."""
         ring, arenas = Segment.attach(ring_fd), [Segment.attach(fd) for fd in arena_fds]
         shape = _shape_of(ring)
-        if shape is None or any(arena.words[layout.A_MAGIC] != layout.ARENA_MAGIC for arena in arenas):
+        if shape is None or arenas[0].words[layout.A_MAGIC] != layout.ARENA_MAGIC:
             raise InternalError("the segment passed is no ring of this version of Repartir")
         return cls(ring, arenas, shape, lock_fd)
 
@@ -203,8 +202,9 @@ class Board:
             lock.create()
         for semaphore in self.semaphores:
             semaphore.create()
-        for arena in self.blocks.arenas:
-            arena.create()
+        self.blocks.arenas[
+            0
+        ].create()  # the overflow by whoever needs it first: writing to a file's page takes milliseconds
         words = self.words
         words[layout.H_ROWS] = self.shape.rows
         words[layout.H_VERSION] = layout.VERSION

@@ -56,6 +56,8 @@ A_DIRTY_W = 16
 A_LISTED_W = 24  # one bit a size class: 0 only if its free list is empty
 A_FREE_W = 32  # heads of the free lists, one a size class
 A_CLASSES = 296
+A_OVERFLOW_LOCK = 2688  # byte offset, in the first arena: the lock of the second
+A_OVERFLOW_DIRTY_W = 344
 BLOCK_HEADER_BYTES = 64
 B_OWNER, B_GENERATION, B_SIZE, B_BACKED, B_NEXT = range(5)
 

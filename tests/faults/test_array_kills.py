@@ -35,8 +35,9 @@ def expected(array: Any, table: Any, how: int) -> Any:
     return np.concatenate([array + 1, table[: how % 50]])
 
 
-def forget() -> int:
+def forget(seconds: float = 0) -> int:
     _kept.clear()
+    time.sleep(seconds)
     return os.getpid()
 
 
@@ -75,11 +76,14 @@ def rain(ex: repartir.Executor, seed: int, rounds: int, kill_every: int) -> int:
 
 
 def check_nothing_is_kept(ex: repartir.Executor) -> None:
-    pids: set[int] = set()
-    until(lambda: len(pids.add(ex.submit(forget).result(LIMIT_S)) or pids) >= 2, "a worker never answers")
+    def both() -> bool:
+        futures = [ex.submit(forget, 0.02) for _ in range(2)]
+        return len({future.result(LIMIT_S) for future in futures}) == 2
+
+    until(both, "a worker never answers")
     gc.collect()
-    until(lambda: ex.submit(forget).result(LIMIT_S) and not ex.stats().kept_bytes, ex.stats())
-    until(lambda: ex.submit(forget).result(LIMIT_S) and not ex.stats().viewed_bytes, ex.stats())
+    until(lambda: both() and not ex.stats().kept_bytes, ex.stats())
+    until(lambda: both() and not ex.stats().viewed_bytes, ex.stats())
     assert ex.stats().spilled_bytes == 0
 
 
