@@ -45,7 +45,7 @@ def _nothing_held() -> None:
 
 
 def leave_parent_behind() -> None:
-    """In the nursery, right after the fork: its own signals, imports, event loop and garbage."""
+    """In the nursery, right after the fork: its own signals, imports, event loop, thread pools and garbage."""
     signal.set_wakeup_fd(-1)
     for number in range(1, signal.NSIG):
         if callable(signal.getsignal(number)):
@@ -57,6 +57,9 @@ def leave_parent_behind() -> None:
     asyncio_events = sys.modules.get("asyncio.events")
     if asyncio_events is not None:
         asyncio_events._set_running_loop(None)
+    pool_threads = sys.modules.get("concurrent.futures.thread")
+    if pool_threads is not None:
+        pool_threads._threads_queues.clear()  # else a member joins them at its end: one of them is its own thread
     gc.disable()
     gc.freeze()
 

@@ -19,6 +19,8 @@ _FAILED = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     guard.install()
+    # Else the jemalloc in pyarrow starts a thread for each core at some later moment, in whatever test that is.
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell starts its background jobs so; the scripts that tests send Ctrl-C to would inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import tasks
 from .conftest import Make
-from .kinds import Kind, every_start, processes
+from .kinds import Kind, every_start, processes, workers
 from .scripts import run_script
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
@@ -63,6 +63,25 @@ def test_several_executors_made_at_once(make: Make) -> None:
             return list(ex.map(pow, range(20), itertools.repeat(n)))
 
     assert in_threads(4, life) == [[k**n for k in range(20)] for n in range(4)]
+
+
+@workers
+def test_an_executor_made_in_a_pools_thread_ends_in_silence(kind: Kind, tmp_path: Path) -> None:
+    source = """
+from concurrent.futures import ThreadPoolExecutor
+def life(n):
+    with make(1) as ex:
+        return ex.submit(pow, n, 2).result(15)
+def threads(n):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(pow, n, 3).result(15)
+with ThreadPoolExecutor(3) as pool:
+    print(*pool.map(life, range(3)))
+    with pool.submit(make, 1).result(15) as ex:
+        print(ex.submit(threads, 2).result(15))
+"""
+    ended = run_script(tmp_path, kind, source)
+    assert (ended.returncode, ended.lines, ended.stderr) == (0, ["0 1 4", "8"], "")
 
 
 def test_submits_from_eight_threads(ex: Executor) -> None:
