@@ -20,6 +20,19 @@ def from_buffer(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> 
     return numpy.ndarray(shape, dtype, buffer, order=order)
 
 
+def byte_bounds(array: Any) -> tuple[int, int]:
+    """The addresses between which the elements lie."""
+    low = high = array.__array_interface__["data"][0]
+    if array.size == 0:
+        return low, low
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            low += (length - 1) * stride
+        else:
+            high += (length - 1) * stride
+    return low, high + array.itemsize
+
+
 def can_be_cast(view: memoryview) -> bool:
     """Whether ``memoryview.cast`` can make such a view of bytes; else only numpy can."""
     if not view.nbytes:

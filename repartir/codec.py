@@ -8,7 +8,6 @@ own, which the decoded arrays then live in.
 from __future__ import annotations
 
 import pickle
-import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from repartir.diagnosis import describe, first_failure, is_interruption
 from repartir.errors import TaskNotSerializable
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, snapshot_inherited
 from repartir.pickler import PROTOCOL, ArrayBuffer, Encoded, dump
+from repartir.shm.parts import Packed, extents
 
 __all__ = [
     "ATOMS",
@@ -127,20 +127,16 @@ def raw(part: Part) -> bytes | memoryview:
 
 
 def join_parts(parts: Sequence[Part]) -> bytes:
-    """Parts as one string, behind their number and sizes."""
-    sizes = [len(part) for part in parts]
-    return b"".join([struct.pack(f"=Q{len(sizes)}Q", len(sizes), *sizes), *map(raw, parts)])
+    """Parts as one string."""
+    packed = Packed(parts)
+    joined = bytearray(packed.size)
+    packed.write_to(joined, 0)
+    return bytes(joined)
 
 
 def split_parts(joined: bytes) -> list[bytearray]:
     """What `join_parts` joined, each part writable."""
-    (count,) = struct.unpack_from("=Q", joined)
-    sizes = struct.unpack_from(f"={count}Q", joined, 8)
-    parts, at = [], 8 * (count + 1)
-    for size in sizes:
-        parts.append(bytearray(joined[at : at + size]))
-        at += size
-    return parts
+    return [bytearray(joined[start:end]) for start, end in extents(joined, 0, len(joined))]
 
 
 def _failure(

@@ -7,6 +7,8 @@ import os
 import weakref
 from typing import Any
 
+from repartir.arrays import byte_bounds
+
 _IN_FILE = frozenset({"r", "r+", "w+"})
 _identities: weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int]] = weakref.WeakKeyDictionary()
 """Device and inode of the file that a mapping was found to be of."""
@@ -28,7 +30,7 @@ def reduce(array: Any) -> Any:
     path = os.path.abspath(name)
     start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
     base = numpy.frombuffer(mapping, numpy.uint8).__array_interface__["data"][0]
-    low, high = _byte_bounds(array)
+    low, high = byte_bounds(array)
     first, last = start + low - base, start + high - base
     try:
         status = os.stat(path)
@@ -106,13 +108,3 @@ def _is_mapped_at(address: int, path: str, inode: int) -> bool:
     except OSError:
         pass
     return True
-
-
-def _byte_bounds(array: Any) -> tuple[int, int]:
-    low = high = array.__array_interface__["data"][0]
-    for length, stride in zip(array.shape, array.strides, strict=True):
-        if stride < 0:
-            low += (length - 1) * stride
-        else:
-            high += (length - 1) * stride
-    return low, high + array.itemsize

@@ -452,9 +452,7 @@ class Pump:
             self.views.pop(handle, None)
             data = mapping()
             if data is not None:
-                discard(
-                    data, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-                )
+                discard(data, start, end)
 
     def pin_views(self) -> None:
         """The client forks a child, which has the arrays that it has now: their blocks are not used again."""

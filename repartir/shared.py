@@ -17,7 +17,6 @@ import contextlib
 import errno
 import functools
 import math
-import mmap
 import operator
 import os
 import struct
@@ -30,8 +29,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy
 
 from repartir import optional
+from repartir.arrays import byte_bounds
 from repartir.errors import SharedMemoryFull
-from repartir.shm.segment import TOO_MANY_FILES, Segment, freed_listeners, reserve, spill_dir
+from repartir.shm.parts import Packed, extents
+from repartir.shm.segment import TOO_MANY_FILES, Segment, freed_listeners, page_up, reserve, spill_dir
 
 __all__ = ["SharedArray", "SharedObject", "empty", "from_array", "full", "zeros"]
 
@@ -104,8 +105,7 @@ class Memory:
     @classmethod
     def create(cls, size: int, *, is_writable: bool = False) -> Memory:
         """Memory for ``size`` bytes; where shared memory is full, in a file. Raises SharedMemoryFull."""
-        size = -(-(_HEADER_BYTES + size) // mmap.PAGESIZE) * mmap.PAGESIZE
-        return cls._in(_segment(size), is_writable)
+        return cls._in(_segment(page_up(_HEADER_BYTES + size)), is_writable)
 
     @classmethod
     def create_slab(cls, is_writable: bool) -> Memory:
@@ -200,7 +200,11 @@ class SharedArray(numpy.ndarray[Any, Any]):
 
     def __array_finalize__(self, origin: Any) -> None:
         lifetime = getattr(origin, "_lifetime", None)
-        if lifetime is not None and lifetime.memory is not None and not lifetime.memory.holds(*_bounds(self)):
+        if (
+            lifetime is not None
+            and lifetime.memory is not None
+            and not lifetime.memory.holds(*byte_bounds(self))
+        ):
             lifetime = None
         self._lifetime = lifetime
 
@@ -379,19 +383,6 @@ def _itself(value: Any) -> Any:
     return value
 
 
-def _bounds(array: Any) -> tuple[int, int]:
-    """The addresses between which the elements lie."""
-    low = high = array.__array_interface__["data"][0]
-    if array.size == 0:
-        return low, low
-    for length, stride in zip(array.shape, array.strides, strict=True):
-        if stride < 0:
-            low += (length - 1) * stride
-        else:
-            high += (length - 1) * stride
-    return low, high + array.itemsize
-
-
 # ---- making
 
 
@@ -471,23 +462,11 @@ def share_object(value: T, parts: Sequence[Any], needs: tuple[object, ...] = ())
 
     ``needs``: what has to live as long, since the pickle only refers to it.
     """
-    sizes = [len(part) for part in parts]
-    index = struct.pack(f"=Q{len(sizes)}Q", len(sizes), *sizes)
-    starts, at = [], len(index)
-    for size in sizes:
-        at = -(-at // _ALIGN) * _ALIGN
-        starts.append(at)
-        at += size
-    memory = Memory.create(at)
+    packed = Packed(parts)
+    memory = Memory.create(packed.size)
     memory.needs = needs
-    data = memoryview(memory.segment.data)[_HEADER_BYTES:]
-    data[: len(index)] = index
-    for part, start, size in zip(parts, starts, sizes, strict=True):
-        if isinstance(part, bytes | bytearray | memoryview):
-            data[start : start + size] = part
-        else:
-            part.write_to(data[start : start + size])
-    return SharedObject(value, memory, at)
+    packed.write_to(memory.segment.data, _HEADER_BYTES)
+    return SharedObject(value, memory, packed.size)
 
 
 def _room(size: int, is_writable: bool) -> tuple[Memory, int]:
@@ -559,7 +538,7 @@ def object_reference(shared: SharedObject[Any]) -> Reference:
     memory = shared._held()
     if not _CAN_REFER:
         return Reference((_itself, (shared._object,)), memory)
-    return Reference((resolve, (memory.token, memory.origin)), memory)
+    return Reference((resolve, (memory.token, memory.origin, shared._size)), memory)
 
 
 def resolved(value: Any) -> Any:
@@ -608,7 +587,7 @@ def _memory_of(array: Any) -> Any:
         return lifetime.memory
     if array.base is None or not _known:
         return None
-    low, high = _bounds(array)
+    low, high = byte_bounds(array)
     for memory in list(_known.values()):
         if memory.holds(low, high):
             return memory
@@ -629,22 +608,19 @@ def attach(
     return _array(lifetime, start, dtype, shape, strides, "C", is_writable=is_writable)
 
 
-def resolve(token: bytes, origin: tuple[int, int]) -> Any:
-    """The shared object that a pickle refers to. Called by unpickling. Raises FreedError for one that was freed."""
+def resolve(token: bytes, origin: tuple[int, int], size: int) -> Any:
+    """The shared object of ``size`` bytes that a pickle refers to. Called by unpickling. Raises FreedError for one that
+    was freed.
+    """
     import pickle
 
     memory = _memory(token, origin)
     if token in _objects:
         return _objects[token]
-    data = memoryview(memory.segment.data)[_HEADER_BYTES:].toreadonly()
-    (count,) = struct.unpack_from("=Q", data)
-    sizes = struct.unpack_from(f"={count}Q", data, 8)
-    parts, at = [], 8 * (count + 1)
-    for size in sizes:
-        at = -(-at // _ALIGN) * _ALIGN
-        parts.append(data[at : at + size])
-        at += size
-    value = _objects[token] = pickle.loads(parts[0], buffers=parts[1:])
+    data = memory.segment.data
+    view = memoryview(data).toreadonly()
+    meta, *buffers = [view[start:end] for start, end in extents(data, _HEADER_BYTES, size)]
+    value = _objects[token] = pickle.loads(meta, buffers=buffers)
     return value
 
 

@@ -18,7 +18,6 @@ import os
 import struct
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.shm.layout import (
@@ -44,7 +43,8 @@ from repartir.shm.layout import (
     WORD,
 )
 from repartir.shm.lock import Lock
-from repartir.shm.segment import Segment, reserve, shm_dir
+from repartir.shm.parts import Packed, Storable, extents
+from repartir.shm.segment import Segment, page_up, reserve, shm_dir
 
 RESULT = 1 << 63
 """Set in the owner word of a block that holds a task's result (its arguments' block carries the bare task word)."""
@@ -59,27 +59,11 @@ SLAB = 1 << 20
 _SMALLEST = 512
 _SHARE = 0.8
 _ALIGN = 64
-_MAX_PARTS = 1 << 20
 _PAGE = mmap.PAGESIZE
 _JOIN_AFTER = 4  # so many large blocks given back pay for the walk
 _LEAST_GAP = 8  # what a class leaves unused of a large block
 _PLACE_BITS = 56
 _WORD_BITS = 64
-
-
-class Part(Protocol):
-    """What may be stored besides bytes: something that knows its size and writes itself."""
-
-    def __len__(self) -> int: ...
-
-    def write_to(self, target: memoryview) -> None: ...
-
-
-Storable = bytes | bytearray | memoryview | Part
-
-
-def _page_up(byte: int) -> int:
-    return -(-byte // _PAGE) * _PAGE
 
 
 def _class_bytes(index: int) -> int:
@@ -122,6 +106,11 @@ class Handle:
     def place(self) -> int:
         """The number of the arena in which the block lies."""
         return self.offset >> _PLACE_BITS
+
+    @property
+    def start(self) -> int:
+        """The byte of its segment where the payload begins."""
+        return self.offset & (1 << _PLACE_BITS) - 1
 
     def pack(self) -> bytes:
         """The handle as ``HANDLE_BYTES`` bytes."""
@@ -184,20 +173,12 @@ class Arena:
 
     def store(self, parts: Sequence[Storable], owner: int) -> Handle | None:
         """Copy ``parts`` into a new block of ``owner``; None when the arena is full."""
-        sizes = [len(part) for part in parts]
-        index = struct.pack(f"=Q{len(sizes)}Q", len(sizes), *sizes)
-        starts, end = _starts(len(index), sizes)
-        handle = self._allocate(end, owner)
+        packed = Packed(parts)
+        handle = self._allocate(packed.size, owner)
         if handle is None:
             return None
-        data, base = self._data, handle.offset - self._base
         try:
-            data[base : base + len(index)] = index
-            for part, size, start in zip(parts, sizes, starts, strict=True):
-                if isinstance(part, bytes | bytearray | memoryview):
-                    data[base + start : base + start + size] = part
-                else:
-                    part.write_to(memoryview(data)[base + start : base + start + size])
+            packed.write_to(self._data, handle.start)
         except BaseException:
             self.free(handle)
             raise
@@ -211,15 +192,7 @@ class Arena:
     def extents(self, handle: Handle) -> list[tuple[int, int]]:
         """Where in the segment each part of a block begins and ends."""
         self._check_handle(handle)
-        view, base, limit = self._data, handle.offset - self._base, handle.size
-        count = self._words[base // WORD]
-        if count > _MAX_PARTS or (count + 1) * WORD > limit:
-            raise InternalError(f"arena block of {limit} bytes with {count} parts")
-        sizes = struct.unpack_from(f"={count}Q", view, base + WORD)
-        starts, end = _starts((count + 1) * WORD, sizes)
-        if end != limit:
-            raise InternalError(f"arena block of {limit} bytes with parts of {sizes} bytes")
-        return [(base + start, base + start + size) for start, size in zip(starts, sizes, strict=True)]
+        return extents(self._data, handle.start, handle.size)
 
     def free(self, handle: Handle, *, kept: bool = False) -> bool:
         """Give a block back; False if it was given back before.
@@ -294,7 +267,7 @@ class Arena:
                 if words[block + B_OWNER] == 0 and given < most:
                     given += self._unback(block)
             self._rebuild()
-            carved = _page_up(words[A_CARVED])
+            carved = page_up(words[A_CARVED])
             if words[A_RESERVED] > carved and given < most:
                 end = words[A_RESERVED]
                 words[A_RESERVED] = carved
@@ -317,7 +290,7 @@ class Arena:
             for block in self._blocks():
                 if owner := words[block + B_OWNER]:
                     count, size = found.get(owner, (0, 0))
-                    found[owner] = count + 1, size + min(words[block + B_SIZE], words[block + B_BACKED])
+                    found[owner] = count + 1, size + words[block + B_BACKED]
             return found
         finally:
             lock.release()
@@ -482,7 +455,7 @@ class Arena:
         rest = block + size // WORD
         if backed < size + BLOCK_HEADER_BYTES:
             page = rest * WORD & -_PAGE
-            end = _page_up(rest * WORD + BLOCK_HEADER_BYTES)
+            end = page_up(rest * WORD + BLOCK_HEADER_BYTES)
             if not self._reserve(page, min(end, words[A_LIMIT])):
                 self._push(block)
                 return 0
@@ -506,7 +479,7 @@ class Arena:
         if end > limit:
             return 0
         backed_to = max(reserved, start & -_PAGE)
-        want = min(limit, _page_up(start + need))
+        want = min(limit, page_up(start + need))
         if want > backed_to:
             if not self._reserve(backed_to, want):
                 return 0
@@ -526,7 +499,7 @@ class Arena:
         if backed >= need:
             return True
         start = block * WORD
-        end = min(_page_up(start + need), words[A_LIMIT])
+        end = min(page_up(start + need), words[A_LIMIT])
         if not self._reserve(start + backed & -_PAGE, end):
             return False
         words[block + B_BACKED] = min(end - start, words[block + B_SIZE])
@@ -556,7 +529,7 @@ class Arena:
     def _unback(self, block: int) -> int:
         """Give back the whole pages of a free block behind its header."""
         words, start = self._words, block * WORD
-        first, end = _page_up(start + BLOCK_HEADER_BYTES), start + words[block + B_BACKED] & -_PAGE
+        first, end = page_up(start + BLOCK_HEADER_BYTES), start + words[block + B_BACKED] & -_PAGE
         if end <= first:
             return 0
         words[block + B_BACKED] = first - start
@@ -615,11 +588,11 @@ class Arena:
         words[block + B_SIZE] = size + words[following + B_SIZE]
         if backed == size or (
             size - backed <= size // _LEAST_GAP
-            and self._reserve(start + backed & -_PAGE, _page_up(start + size))
+            and self._reserve(start + backed & -_PAGE, page_up(start + size))
         ):
             words[block + B_BACKED] = size + more
         else:
-            first, end = max(_page_up(start + backed), start + size & -_PAGE), start + size + more & -_PAGE
+            first, end = max(page_up(start + backed), start + size & -_PAGE), start + size + more & -_PAGE
             if end > first:
                 self._segment.discard(first, end)
 
@@ -644,13 +617,3 @@ class Arena:
             raise InternalError(f"arena handle {handle} is of an older generation")
         if handle.size + BLOCK_HEADER_BYTES > words[block + B_SIZE]:
             raise InternalError(f"arena handle {handle} is larger than its block")
-
-
-def _starts(index_bytes: int, sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Where each part starts behind an index of ``index_bytes``, and where the last one ends."""
-    starts, at = [], index_bytes
-    for size in sizes:
-        at = -(-at // _ALIGN) * _ALIGN
-        starts.append(at)
-        at += size
-    return starts, at

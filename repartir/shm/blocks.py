@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from repartir.shm.arena import FUNCTION_OWNER, KEPT, RESULT, Arena, Handle, Storable
+from repartir.shm.arena import FUNCTION_OWNER, KEPT, RESULT, Arena, Handle
+from repartir.shm.parts import Storable
 from repartir.shm.segment import Segment
 
 _WORTH_TRIMMING = 8 << 20
@@ -65,15 +66,11 @@ class BlockStore:
 
     def store(self, parts: Sequence[Storable], owner: int) -> Handle | None:
         """Copy ``parts`` into a new block of ``owner``; None when neither memory nor file has room."""
-        return self.arenas[0].store(parts, owner) or self.spill(parts, owner)
+        return self.store_in_memory(parts, owner) or self.arenas[1].store(parts, owner)
 
     def store_in_memory(self, parts: Sequence[Storable], owner: int) -> Handle | None:
         """The same; None when shared memory is full."""
         return self.arenas[0].store(parts, owner)
-
-    def spill(self, parts: Sequence[Storable], owner: int) -> Handle | None:
-        """The same, in the file."""
-        return self.arenas[1].store(parts, owner)
 
     def load(self, handle: Handle) -> list[bytearray]:
         """Private copies of the parts of a block."""
@@ -96,7 +93,7 @@ class BlockStore:
 
     def extent(self, handle: Handle) -> tuple[weakref.ref[mmap.mmap], int, int]:
         """The mapping in which a block's payload lies, where it begins and where it ends."""
-        start = handle.offset & (1 << 56) - 1
+        start = handle.start
         return weakref.ref(self._segments[handle.place].data), start, start + handle.size
 
     def free(self, handle: Handle, *, kept: bool = False) -> bool:

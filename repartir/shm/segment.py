@@ -92,8 +92,14 @@ def reserve(fd: int, offset: int, size: int) -> None:
             ) from exc
 
 
+def page_up(byte: int) -> int:
+    """Where the first page begins that does not begin before this byte."""
+    return -(-byte // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 def discard(data: mmap.mmap, start: int, end: int) -> int:
-    """Give the memory of whole pages of a mapping back to the system; how many bytes it was.  Takes no lock."""
+    """Give the memory of the whole pages between two bytes back to the system; how many bytes it was.  Takes no lock."""
+    start, end = page_up(start), end & -mmap.PAGESIZE
     if not hasattr(mmap, "MADV_REMOVE") or end <= start:
         return 0
     try:
@@ -108,7 +114,7 @@ def discard(data: mmap.mmap, start: int, end: int) -> int:
 def copy_in_place(address: int, size: int) -> None:
     """Give this process its own copy of the pages in which these bytes lie, at the same address."""
     first = address & -mmap.PAGESIZE
-    length = -(-(address + size) // mmap.PAGESIZE) * mmap.PAGESIZE - first
+    length = page_up(address + size) - first
     content = ctypes.string_at(first, length)
     if _map_over(first, length, -1):
         ctypes.memmove(first, content, length)
@@ -185,7 +191,7 @@ class Segment:
         return ctypes.byref(ctypes.c_char.from_buffer(self.data, offset))
 
     def discard(self, start: int, end: int) -> int:
-        """Give the memory of whole pages back to the system; they read as zeros.  How many bytes it was."""
+        """Give the memory of the whole pages between two bytes back to the system; they read as zeros.  How much it was."""
         return discard(self.data, start, end)
 
     def make_private(self) -> None:
