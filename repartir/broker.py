@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from repartir import optional
 from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
@@ -32,7 +31,7 @@ from repartir.pump import Pump, TaskFuture, TaskRecord
 from repartir.shm.blocks import NOTHING
 from repartir.shm.board import Board, BoardClosed, ClientSleep
 from repartir.shm.segment import freed_listeners
-from repartir.stats import ExecutorStats
+from repartir.stats import ExecutorStats, shared_bytes
 from repartir.supervisor import EVERY_ROW, Supervisor
 
 SPIN_S = 50e-6
@@ -47,6 +46,8 @@ TRIM_AFTER_S = 5.0
 """How long an executor without tasks keeps memory for the next."""
 TRIM_BYTES = 1 << 28
 """Given back at a time, between looks for news."""
+WORTH_TRIMMING = 8 << 20
+"""With fewer bytes in large free blocks nobody is woken for them."""
 HANDLER_CHECK_S = 0.001
 """How often a wait inside a signal handler looks for its answer."""
 _log = logging.getLogger("repartir")
@@ -110,7 +111,7 @@ class Broker:
         self._on_end = on_end
         self._room_timeout = room_timeout
         self._trim_at: float | None = None
-        self._trimmed_at_answer = 0
+        self._seen_idle = (0, 0)
         self._watch = threading.RLock()
         self._rouse = Bell()
         self._sleepers: set[int] = set()
@@ -162,7 +163,6 @@ class Broker:
         """What is going on, and what it takes."""
         self.pump.pump()
         running, queued = self.counts()
-        shared = optional.shared
         limit = backed = 0
         memory = spilled = NOTHING
         with contextlib.suppress(BoardClosed):
@@ -180,9 +180,9 @@ class Broker:
             backed_bytes=backed,
             spills=spilled.blocks,
             spilled_bytes=spilled.bytes,
-            viewed_bytes=sum(handle.size for handle in list(self.pump.views)),
+            viewed_bytes=self.pump.viewed_bytes,
             kept_bytes=memory.kept[1] + spilled.kept[1],
-            shared_bytes=0 if shared is None else shared.total_bytes(),
+            shared_bytes=shared_bytes(),
         )
 
     def on_shared_freed(self) -> None:
@@ -470,18 +470,19 @@ class Broker:
         if self.pump.ledger.records or self.pump.inbox:
             self._trim_at = None
             return None
-        now = time.monotonic()
-        if self.pump.answered != self._trimmed_at_answer:
-            self._trimmed_at_answer = self.pump.answered
-            worth = self.pump.viewed_bytes or self.board.blocks.is_worth_trimming
-            self._trim_at = now + TRIM_AFTER_S if worth else None
+        now, blocks = time.monotonic(), self.board.blocks
+        idle = self.pump.answered, blocks.free_bytes
+        if idle != self._seen_idle:
+            self._seen_idle = idle
+            self._trim_at = now + TRIM_AFTER_S if blocks.free_bytes > WORTH_TRIMMING else None
         if self._trim_at is None:
             return None
         if now < self._trim_at:
             return self._trim_at - now
-        if self.board.blocks.is_worth_trimming and self.board.blocks.trim(TRIM_BYTES):
+        if blocks.trim(TRIM_BYTES):
             return 0.0
         self._trim_at = None
+        self._seen_idle = self.pump.answered, blocks.free_bytes
         return None
 
     def _give_way(self) -> None:

@@ -83,6 +83,7 @@ class Pump:
         self.pinned: set[Handle] = set()
         """Those that a child of the client may still use."""
         self.viewed_bytes = 0
+        """Bytes of all of them."""
         self.placed: set[int] = set()
         """Ids of the tasks whose arguments lie in a block."""
         self.room: deque[Future[Any]] = deque()
@@ -432,11 +433,15 @@ class Pump:
         """The answer in a block is settled: give the block back, unless something watches over arrays in it."""
         view = self.views.get(handle)
         if (
-            view is not None and view[1] is None
+            view is None or view[1] is None
         ):  # interrupted before it was watched, then decoded into private copies
-            del self.views[handle]
-        if view is None or view[1] is None:
+            self._forget_view(handle)
             self.board.blocks.free(handle)
+
+    def _forget_view(self, handle: Handle) -> None:
+        """No array lies in this block (any more).  May be repeated; takes no lock."""
+        if self.views.pop(handle, None) is not None:
+            self.viewed_bytes = self.viewed_bytes - handle.size if self.views else 0
 
     def has_view_of(self, word: int) -> bool:
         """Whether arrays of the client lie in the result of a task whose member died before it let go of the claim."""
@@ -449,7 +454,7 @@ class Pump:
             if self._dead_bytes > _SWEEP_BYTES or self.room:
                 self._on_news()  # else whoever pumps next sweeps: a hand-over to the broker's thread costs more
         elif handle not in self.pinned:
-            self.views.pop(handle, None)
+            self._forget_view(handle)
             data = mapping()
             if data is not None:
                 discard(data, start, end)
@@ -512,8 +517,7 @@ class Pump:
                     dead.rotate(-1)  # not settled yet: the answer will be decoded once more
                     continue
                 freed = blocks.free(handle) or freed
-                del views[handle]
-                self.viewed_bytes = self.viewed_bytes - handle.size if views else 0
+                self._forget_view(handle)
             dead.popleft()
         if freed and self.room:
             self._tell_of_room()

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from repartir import mapping, optional, worker
 from repartir.codec import Encoded, encode_value, parts_of
 from repartir.future import Future
-from repartir.stats import ExecutorStats
+from repartir.stats import ExecutorStats, shared_bytes
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,22 +90,7 @@ class SerialExecutor(concurrent.futures.Executor):
 
     def stats(self) -> ExecutorStats:
         """As `Executor.stats`: nothing runs elsewhere, and only what was shared takes shared memory."""
-        shared = optional.shared
-        return ExecutorStats(
-            workers=0,
-            queued=0,
-            running=0,
-            lost=0,
-            blocks=0,
-            arena_bytes=0,
-            arena_limit=0,
-            backed_bytes=0,
-            spills=0,
-            spilled_bytes=0,
-            viewed_bytes=0,
-            kept_bytes=0,
-            shared_bytes=0 if shared is None else shared.total_bytes(),
-        )
+        return ExecutorStats(shared_bytes=shared_bytes())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; none is ever pending."""

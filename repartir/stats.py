@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from repartir import optional
+
 
 @dataclass(frozen=True, slots=True)
 class ExecutorStats:
@@ -22,19 +24,25 @@ class ExecutorStats:
         shared_bytes: bytes that `share` and `repartir.shared` hold in this process, whatever the executor.
     """
 
-    workers: int
-    queued: int
-    running: int
-    lost: int
-    blocks: int
-    arena_bytes: int
-    arena_limit: int
-    backed_bytes: int
-    spills: int
-    spilled_bytes: int
-    viewed_bytes: int
-    kept_bytes: int
-    shared_bytes: int
+    workers: int = 0
+    queued: int = 0
+    running: int = 0
+    lost: int = 0
+    blocks: int = 0
+    arena_bytes: int = 0
+    arena_limit: int = 0
+    backed_bytes: int = 0
+    spills: int = 0
+    spilled_bytes: int = 0
+    viewed_bytes: int = 0
+    kept_bytes: int = 0
+    shared_bytes: int = 0
+
+
+def shared_bytes() -> int:
+    """Bytes that this process has put into shared memory by `share` and `repartir.shared`, and not freed."""
+    shared = optional.shared
+    return 0 if shared is None else int(shared.total_bytes())
 
 
 def in_words(size: int) -> str:

@@ -16,8 +16,6 @@ from repartir.shm.arena import FUNCTION_OWNER, KEPT, RESULT, Arena, Handle
 from repartir.shm.parts import Storable
 from repartir.shm.segment import Segment
 
-_WORTH_TRIMMING = 8 << 20
-
 
 class Opened(NamedTuple):
     """A block's parts where they lie.  The block may be given back once ``exporter`` has died.
@@ -109,9 +107,9 @@ class BlockStore:
         return sum(arena.free_owned(owner) for arena in self.arenas)
 
     @property
-    def is_worth_trimming(self) -> bool:
-        """A hint, read without locks: free blocks are large."""
-        return any(arena.free_bytes > _WORTH_TRIMMING for arena in self.arenas)
+    def free_bytes(self) -> int:
+        """Bytes in large free blocks.  A hint, read without locks."""
+        return sum(arena.free_bytes for arena in self.arenas)
 
     def trim(self, most: int) -> int:
         """Give memory that no block uses back to the system; how many bytes it was, 0 when nothing is left to give."""

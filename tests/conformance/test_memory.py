@@ -143,6 +143,21 @@ def test_idle_memory_goes_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
         assert ex.submit(first, mebibytes(64, 5)).result(LIMIT_S) == 5
 
 
+def test_memory_goes_back_that_is_let_go_of_long_after_the_last_task(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_module, "TRIM_AFTER_S", 0.05)
+    with make(1) as ex:
+        result = ex.submit(zeros, 64 * MIB).result(LIMIT_S)
+        time.sleep(0.3)
+        assert ex.stats().backed_bytes > 64 * MIB
+        del result
+        until = time.monotonic() + LIMIT_S
+        while ex._broker.board.blocks.arenas[0].backed() > MIB:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 def test_memory_stays_flat(make: Make) -> None:
     with make(2) as ex:
         sizes = []
