@@ -11,10 +11,9 @@ import pickle
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from repartir import optional
 from repartir.bindings import OwnedGlobals
 from repartir.diagnosis import describe, first_failure, is_interruption
-from repartir.errors import TaskNotSerializable
+from repartir.errors import FreedError, TaskNotSerializable, UseAfterFreeError
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, snapshot_inherited
 from repartir.pickler import PROTOCOL, ArrayBuffer, Encoded, dump
 from repartir.shm.parts import Packed, extents
@@ -142,8 +141,7 @@ def split_parts(joined: bytes) -> list[bytearray]:
 def _failure(
     what: str, named: Iterable[tuple[str, Any]], inherited: InheritedArrays | None, error: BaseException
 ) -> TaskNotSerializable:
-    shared = optional.shared
-    is_freed = shared is not None and isinstance(error, shared.FreedError)
+    is_freed = isinstance(error, FreedError)
     kind, remedy = (UseAfterFreeError, "") if is_freed else (TaskNotSerializable, f". {_REMEDY}")
     for name, value in named:
         found = first_failure(value, lambda part: dump(part, inherited))
@@ -152,7 +150,3 @@ def _failure(
             where = ": ".join([f"{name} ({type(value).__qualname__})", *path])
             return kind(f"{where}: {reason}{remedy}")
     return kind(f"{what} cannot be pickled: {describe(error)}{remedy}")
-
-
-class UseAfterFreeError(TaskNotSerializable, ValueError):
-    """A task refers to a shared array or object that was freed."""

@@ -5,7 +5,10 @@
     │   └── PoisonTask              a task that killed every worker that took it up
     ├── SharedMemoryFull            also MemoryError
     ├── TaskNotSerializable         also pickle.PicklingError, TypeError
+    │   └── UseAfterFreeError       also ValueError: a task refers to something shared that was freed
     └── InternalError               a bug of ours: please report it
+    ValueError
+    └── FreedError                  something shared was used after it was freed, as a closed file
 
 Each is also what users of `concurrent.futures` already catch, and survives pickling with its attributes.
 """
@@ -17,11 +20,13 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 __all__ = [
+    "FreedError",
     "InternalError",
     "PoisonTask",
     "RepartirError",
     "SharedMemoryFull",
     "TaskNotSerializable",
+    "UseAfterFreeError",
     "WorkerDied",
 ]
 
@@ -65,6 +70,14 @@ class SharedMemoryFull(RepartirError, MemoryError):
 
 class TaskNotSerializable(RepartirError, pickle.PicklingError, TypeError):
     """A task, its result or its exception cannot travel between processes; the message names the part."""
+
+
+class UseAfterFreeError(TaskNotSerializable, ValueError):
+    """A task refers to a shared array or object that was freed."""
+
+
+class FreedError(ValueError):
+    """What is shared was freed before it was used."""
 
 
 class InternalError(RepartirError):

@@ -30,7 +30,7 @@ import numpy
 
 from repartir import optional
 from repartir.arrays import byte_bounds
-from repartir.errors import SharedMemoryFull
+from repartir.errors import FreedError, SharedMemoryFull
 from repartir.shm.parts import Packed, extents
 from repartir.shm.segment import TOO_MANY_FILES, Segment, freed_listeners, page_up, reserve, spill_dir
 
@@ -73,10 +73,6 @@ def _begin_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_begin_in_child)
-
-
-class FreedError(ValueError):
-    """What is shared was freed before it was used."""
 
 
 class Memory:
