@@ -12,8 +12,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from repartir.errors import SharedMemoryFull
+from repartir.shm import segment
 from repartir.shm.arena import Arena
 from repartir.shm.deque import TaskDeque
 from repartir.shm.layout import (
@@ -118,6 +123,17 @@ class ArenaRoom:
         if self.lock_fd is not None:
             os.close(self.lock_fd)
         self.arena.lock.repair = nothing_to_repair  # it leads back to the arena: a cycle
+
+
+def fill_shared_memory(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As if /dev/shm had no room left; what spills goes to `folder`."""
+
+    def full(fd: int, offset: int, size: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").startswith("/dev/shm"):
+            raise SharedMemoryFull("no room")
+
+    monkeypatch.setattr(segment, "reserve", full)
+    monkeypatch.setenv("TMPDIR", str(folder))
 
 
 @contextmanager

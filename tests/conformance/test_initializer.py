@@ -39,18 +39,19 @@ if __name__ == "__main__":
 SEEN = ["[(50, 'late', {'key': 5}, [50])]", "[6, 7]", "50"]
 
 
+def expect_seen(kind: Kind, folder: Path, initializer: str, arguments: str) -> None:
+    source = SCRIPT.replace("INITIALIZER", initializer).replace("ARGUMENTS", arguments)
+    ended = run_script(folder, kind, source)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.lines == SEEN
+
+
 @every_start
 @processes
 def test_globals_that_it_sets(kind: Kind, tmp_path: Path) -> None:
-    source = SCRIPT.replace("INITIALIZER", "set_up").replace("ARGUMENTS", "(5,)")
-    ended = run_script(tmp_path, kind, source)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.lines == SEEN
+    expect_seen(kind, tmp_path, "set_up", "(5,)")
 
 
 @processes
 def test_by_a_partial(kind: Kind, tmp_path: Path) -> None:
-    source = SCRIPT.replace("INITIALIZER", "functools.partial(set_up, 5)").replace("ARGUMENTS", "()")
-    ended = run_script(tmp_path, kind, source)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.lines == SEEN
+    expect_seen(kind, tmp_path, "functools.partial(set_up, 5)", "()")

@@ -18,11 +18,10 @@ import pytest
 
 import repartir
 from repartir import shared
-from repartir.errors import SharedMemoryFull, TaskNotSerializable, WorkerDied
+from repartir.errors import TaskNotSerializable, WorkerDied
 from repartir.shared import SharedArray
-from repartir.shm import segment
 from tests.helpers import module_main
-from tests.shared import Forked, until
+from tests.shared import Forked, fill_shared_memory, until
 
 from . import shared_tasks as tasks
 from .conftest import Make
@@ -414,12 +413,7 @@ def test_a_worker_with_too_few_descriptors_says_so(make: Make) -> None:
 def test_a_full_shared_memory_puts_arrays_into_a_file(
     ex: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def full(fd: int, offset: int, size: int) -> None:
-        if os.readlink(f"/proc/self/fd/{fd}").startswith("/dev/shm"):
-            raise SharedMemoryFull("no room")
-
-    monkeypatch.setattr(segment, "reserve", full)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    fill_shared_memory(monkeypatch, tmp_path)
     array = shared.full(MIB, 3, writable=True)
     run(ex, tasks.poke, array, 0, 4)
     assert run(ex, tasks.look, array) == ("SharedArray", True, 3.0 * MIB + 1)

@@ -20,7 +20,8 @@ PACKAGE = "repartir"
 LAYERS = f"""
     errors optional
     task
-    shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox shm.parts shm.arena shm.blocks shm.board shm
+    shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox
+    shm.parts shm.arena shm.blocks shm.board shm
     classes inherited bindings arrays memmaps shared pickler diagnosis
     codec fingerprint heavy functions
     portable outcome

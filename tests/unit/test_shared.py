@@ -24,7 +24,7 @@ from repartir.codec import Encoded, decode, encode_call, encode_function, encode
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.shared import SharedArray, SharedObject
 from repartir.shm import segment
-from tests.shared import Forked
+from tests.shared import Forked, fill_shared_memory
 
 MIB = 1 << 20
 DTYPES = [
@@ -506,12 +506,7 @@ def test_too_few_descriptors_is_an_error_that_says_so() -> None:
 def test_it_lies_in_a_file_where_shared_memory_is_full(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def full(fd: int, offset: int, size: int) -> None:
-        if os.readlink(f"/proc/self/fd/{fd}").startswith("/dev/shm"):
-            raise SharedMemoryFull("no room")
-
-    monkeypatch.setattr(segment, "reserve", full)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    fill_shared_memory(monkeypatch, tmp_path)
     array = shared.full(MIB, 3, "u1")
     assert os.readlink(f"/proc/self/fd/{array._lifetime.memory.segment.fd}").startswith(str(tmp_path))
     assert array.sum() == 3 * MIB
