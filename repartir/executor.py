@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from repartir import mapping
@@ -105,8 +104,7 @@ class Executor(concurrent.futures.Executor):
         )
         self._functions = FunctionTable(inherited, owned)
         self._shut = False
-        memory = _MemorySettings(limit, shm_timeout)
-        self._broker = _start(self, max_workers, method, members, cores, memory)
+        self._broker = _start(self, max_workers, method, members, cores, limit, shm_timeout)
         if inherited is not None:
             inherited.release()
 
@@ -256,16 +254,14 @@ class Executor(concurrent.futures.Executor):
         raise RuntimeError("cannot schedule new futures after shutdown")
 
 
-@dataclass(frozen=True, slots=True)
-class _MemorySettings:
-    limit: int | None
-    """Bytes of shared memory for blocks."""
-    timeout: float | None
-    """Seconds to wait for room in it."""
-
-
 def _start(
-    owner: Executor, rows: int, method: str, members: MemberSettings, cores: int, memory: _MemorySettings
+    owner: Executor,
+    rows: int,
+    method: str,
+    members: MemberSettings,
+    cores: int,
+    shm_limit: int | None,
+    shm_timeout: float | None,
 ) -> Broker:
     """Shared memory, nursery, workers and the broker's thread of one executor.  They end when ``owner`` dies.
 
@@ -278,7 +274,7 @@ def _start(
     try:
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            board = Board.create(rows, memory.limit)
+            board = Board.create(rows, shm_limit)
             wake_fds = os.pipe()
             for fd in wake_fds:
                 os.set_blocking(fd, False)
@@ -286,7 +282,7 @@ def _start(
                 board.words[row.kind] = Kind.CPU
             supervisor = Supervisor(board, method, members, wake_fds[1])
             supervisor.start()
-            broker = Broker(board, supervisor, wake_fds, cores, board.close, memory.timeout)
+            broker = Broker(board, supervisor, wake_fds, cores, board.close, shm_timeout)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         weakref.finalize(owner, broker.close_soon).atexit = False

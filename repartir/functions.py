@@ -12,6 +12,7 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+from repartir import optional
 from repartir.bindings import OwnedGlobals
 from repartir.codec import decode, encode_function, raw
 from repartir.fingerprint import Fingerprint, fingerprint, is_immutable
@@ -19,7 +20,6 @@ from repartir.heavy import HEAVY_BYTES, HeavyGlobals
 from repartir.inherited import InheritedArrays
 from repartir.pickler import MAIN_MODULES, Encoded, blake2b, global_names, goes_by_reference
 
-_SHARED = b"repartir.shared"
 CACHE_COUNT = 256
 CACHE_BYTES = 64 * 1024 * 1024
 RECENT_COUNT = 16
@@ -268,15 +268,10 @@ class FunctionCache:
         self, key: int, blob: bytes | bytearray | memoryview, buffers: Sequence[Any] = ()
     ) -> Callable[..., Any]:
         """Unpickle a function and keep it under `key`. Raises whatever unpickling raises."""
-        fn: Callable[..., Any]
-        if _SHARED in bytes(blob):
-            from repartir import shared
-
-            with shared.noting() as tokens:
-                fn = decode(blob, buffers)
+        with optional.noting() as tokens:
+            fn: Callable[..., Any] = decode(blob, buffers)
+        if tokens:
             self._shared[key] = tokens
-        else:
-            fn = decode(blob, buffers)
         size = len(blob) + sum(memoryview(buffer).nbytes for buffer in buffers)
         old = self._entries.pop(key, None)
         if old is not None:

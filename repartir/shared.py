@@ -13,7 +13,6 @@ and unordered. Results never refer to shared memory: what a task returns is a co
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import math
@@ -23,7 +22,7 @@ import struct
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy
@@ -59,8 +58,6 @@ _objects: dict[bytes, Any] = {}
 """In a worker: shared objects, unpickled."""
 _dropped: set[bytes] = set()
 """In a worker: tokens of what it has let go of and not told the worker yet."""
-_noted: set[bytes] | None = None
-"""Tokens of what unpickling refers to, while somebody wants to know."""
 _slabs: dict[bool, weakref.ref[Memory]] = {}
 """The memory that takes small arrays now: what tasks may write, and what they may not."""
 _lifetimes: weakref.WeakSet[Lifetime] = weakref.WeakSet()
@@ -621,8 +618,8 @@ def resolve(token: bytes, origin: tuple[int, int], size: int) -> Any:
 
 
 def _memory(token: bytes, origin: tuple[int, int]) -> Memory:
-    if _noted is not None:
-        _noted.add(token)
+    if optional.noted is not None:
+        optional.noted.add(token)
     memory = _known.get(token)
     if memory is not None and (memory._origin is not None or memory.pid == os.getpid()):
         return memory
@@ -654,18 +651,6 @@ def _open(token: bytes, origin: tuple[int, int]) -> Memory:
     raise FreedError(
         "a shared array or object was freed, or its process has ended, before the task used it"
     ) from cause
-
-
-@contextlib.contextmanager
-def noting() -> Iterator[set[bytes]]:
-    """Collects the tokens of what is unpickled meanwhile."""
-    global _noted
-    outer, _noted = _noted, set()
-    tokens = _noted
-    try:
-        yield tokens
-    finally:
-        _noted = outer
 
 
 def drop_freed() -> set[bytes]:
