@@ -20,7 +20,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from repartir.codec import Part
@@ -29,10 +29,11 @@ from repartir.future import Future
 from repartir.members import Members
 from repartir.pump import Pump, TaskFuture, TaskRecord
 from repartir.shm.blocks import NOTHING
-from repartir.shm.board import Board, BoardClosed, ClientSleep
+from repartir.shm.board import Board, BoardClosed, ClientSleep, Kind
 from repartir.shm.segment import freed_listeners
 from repartir.stats import ExecutorStats, shared_bytes
 from repartir.supervisor import EVERY_ROW, Supervisor
+from repartir.worker import MemberSettings
 
 SPIN_S = 50e-6
 YIELD_S = 0.005
@@ -87,29 +88,28 @@ class Broker:
 
     def __init__(
         self,
-        board: Board,
-        supervisor: Supervisor,
-        wake_fds: tuple[int, int],
+        rows: int,
+        start_method: str,
+        members: MemberSettings,
         cores: int,
-        on_end: Callable[[], None],
+        shm_limit: int | None = None,
         room_timeout: float | None = None,
     ) -> None:
-        self.board = board
-        self.pump = Pump(board, self._on_news)
-        self.pump.on_full = self._place_when_there_is_room
-        self.members = Members(self.pump, supervisor, self._break)
+        self.board: Board
+        self.pump: Pump
+        self.members: Members
         self.broken: BrokenProcessPool | None = None
         self.closing = False
-        self.thread = threading.Thread(target=self._run, name="repartir-broker")
-        self._supervisor = supervisor
-        self._wake_fds = wake_fds
-        self._wake_r = wake_fds[0]
-        # A file object, since closing it is atomic: a finalizer never writes to a descriptor that is another's by now.
-        # It does not own the descriptor: interrupted right here, whoever made that closes it.
-        self._wake_w = open(wake_fds[1], "wb", buffering=0, closefd=False)
+        self.thread = threading.Thread(target=self._live, name="repartir-broker")
+        self._start_method = start_method
+        self._settings = members
         self._cores = cores
-        self._on_end = on_end
+        self._shm_limit = shm_limit
         self._room_timeout = room_timeout
+        self._rows = rows
+        self._made = Bell()
+        self._failure: BaseException | None = None
+        self._begun = False
         self._trim_at: float | None = None
         self._seen_idle = (0, 0)
         self._watch = threading.RLock()
@@ -124,7 +124,45 @@ class Broker:
         self._aborting = False
         self._ended = False
         self._shared_freed = False
-        self._rows = len(board.rows)
+
+    # ---- the beginning
+
+    def begin(self) -> None:
+        """Start the broker's thread, which makes all that the executor consists of, and the nursery.
+
+        A signal handler may raise here at any moment; ``close_soon`` then ends whatever there is.  What must not be lost is
+        made by that thread, for handlers run in the main thread only, even while it blocks signals, if another thread
+        received one.  This thread forks, since the workers are to have its thread-local state.
+        """
+        self.thread.start()
+        self._made.wait()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if self._start_method == "fork":
+            self._supervisor.start()
+        self._begun = True
+        self._rouse.set()
+
+    def _make(self, undo: contextlib.ExitStack) -> None:
+        self.board = board = Board.create(self._rows, self._shm_limit)
+        undo.callback(board.close)
+        for row in board.rows:
+            board.words[row.kind] = Kind.CPU
+        self._wake_r, wake_w = self._wake_fds = os.pipe()
+        for fd in self._wake_fds:
+            undo.callback(os.close, fd)
+            os.set_blocking(fd, False)
+        # A file object, since closing it is atomic: a finalizer never writes to a descriptor that is another's by now.
+        self._wake_w = open(wake_w, "wb", buffering=0, closefd=False)
+        self._supervisor = Supervisor(board, self._start_method, self._settings, wake_w)
+        self._supervisor.connect()
+        undo.callback(self._supervisor.close)
+        if self._start_method != "fork":
+            self._supervisor.start()
+        self.pump = Pump(board, self._on_news)
+        self.pump.on_full = self._place_when_there_is_room
+        self.members = Members(self.pump, self._supervisor, self._break)
         freed_listeners.add(self)
         self._poll = select.poll()
         self._poll.register(self._wake_r, select.POLLIN)
@@ -436,6 +474,24 @@ class Broker:
 
     # ---- the broker's thread
 
+    def _live(self) -> None:
+        try:
+            with contextlib.ExitStack() as undo:
+                self._make(undo)
+                undo.pop_all()
+        except BaseException as exc:  # noqa: BLE001 - raised by `begin`, in the thread that waits for it
+            self._failure = exc
+            self._ended = True
+            return
+        finally:
+            self._made.set()
+        while not (self._begun or self.closing):
+            self._rouse.wait()
+        if self._begun:
+            self._run()
+        else:
+            self._end()
+
     def _run(self) -> None:
         try:
             while not self.members.nursery_gone:
@@ -558,8 +614,7 @@ class Broker:
         reason = self.broken or BrokenProcessPool("the executor was stopped")
         self.pump.end(lambda: _copy_of(reason))
         self._deliver()
-        self._supervisor.reap(kill=not self.members.nursery_gone)
-        self._supervisor.control.close()
+        self._supervisor.close(kill=not self.members.nursery_gone)
         self.pump.keep_views_only()
         self._ended = True
         self._poke()
@@ -570,7 +625,7 @@ class Broker:
         self._wake_w.close()
         for fd in self._wake_fds:
             os.close(fd)
-        self._on_end()
+        self.board.close()
 
 
 def _copy_of(error: BrokenProcessPool) -> BrokenProcessPool:

@@ -8,7 +8,6 @@ import math
 import numbers
 import operator
 import os
-import signal
 import sys
 import threading
 import weakref
@@ -25,10 +24,9 @@ from repartir.functions import FunctionRef, FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
 from repartir.serial import SerialExecutor, current_executor, share
-from repartir.shm.board import Board, BoardClosed, Kind
+from repartir.shm.board import BoardClosed
 from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
 from repartir.stats import ExecutorStats, in_words
-from repartir.supervisor import Supervisor
 from repartir.worker import MemberSettings
 
 P = ParamSpec("P")
@@ -36,7 +34,6 @@ T = TypeVar("T")
 
 _engines: weakref.WeakSet[Broker] = weakref.WeakSet()
 _interpreter_ends = threading.Event()
-_THREAD_START_S = 2.0
 _LEAST_LIMIT = 1 << 20
 
 
@@ -104,7 +101,8 @@ class Executor(concurrent.futures.Executor):
         )
         self._functions = FunctionTable(inherited, owned)
         self._shut = False
-        self._broker = _start(self, max_workers, method, members, cores, limit, shm_timeout)
+        self._broker = Broker(max_workers, method, members, cores, limit, shm_timeout)
+        _begin(self, self._broker)
         if inherited is not None:
             inherited.release()
 
@@ -254,56 +252,17 @@ class Executor(concurrent.futures.Executor):
         raise RuntimeError("cannot schedule new futures after shutdown")
 
 
-def _start(
-    owner: Executor,
-    rows: int,
-    method: str,
-    members: MemberSettings,
-    cores: int,
-    shm_limit: int | None,
-    shm_timeout: float | None,
-) -> Broker:
-    """Shared memory, nursery, workers and the broker's thread of one executor.  They end when ``owner`` dies.
-
-    Ctrl-C may come at any moment.  Signals are blocked while parts are made that nobody holds yet; after that what was
-    made is undone, here or, once it runs, by the broker's thread.
-    """
-    board = wake_fds = supervisor = broker = None
-    begun = False
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+def _begin(owner: Executor, broker: Broker) -> None:
+    """Start the engine of ``owner``, which ends when that dies.  Interrupted or failed, nothing is left of it."""
+    weakref.finalize(owner, broker.close_soon).atexit = False
     try:
-        try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            board = Board.create(rows, shm_limit)
-            wake_fds = os.pipe()
-            for fd in wake_fds:
-                os.set_blocking(fd, False)
-            for row in board.rows:
-                board.words[row.kind] = Kind.CPU
-            supervisor = Supervisor(board, method, members, wake_fds[1])
-            supervisor.start()
-            broker = Broker(board, supervisor, wake_fds, cores, board.close, shm_timeout)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        weakref.finalize(owner, broker.close_soon).atexit = False
-        begun = True
-        broker.thread.start()
+        broker.begin()
         _engines.add(broker)
-    except BaseException:
-        if begun and broker.thread._started.wait(_THREAD_START_S):  # type: ignore[union-attr]
-            broker.close_soon()  # type: ignore[union-attr]
-            raise
-        if supervisor is not None:
-            supervisor.undo()
-        if broker is not None:
-            broker._close()
-        else:
-            for fd in wake_fds or ():
-                os.close(fd)
-            if board is not None:
-                board.close()
+    except BaseException as exc:
+        broker.close_soon()
+        if isinstance(exc, Exception) and broker.thread.ident is not None:
+            broker.thread.join()
         raise
-    return broker
 
 
 def _at_interpreter_exit() -> None:

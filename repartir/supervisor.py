@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -59,7 +60,7 @@ Report = MemberExited | NurseryExited
 
 
 class Supervisor:
-    """Starts the nursery of one executor, once ``start`` is called, and talks to it."""
+    """Starts the nursery of one executor, after ``connect`` by ``start``, and talks to it."""
 
     def __init__(self, board: Board, start_method: str, members: MemberSettings, wake_fd: int) -> None:
         self._board = board
@@ -69,20 +70,40 @@ class Supervisor:
         self._starts = 0
         self._quitting = False
         self._pending = b""
-        self.nursery_pid = 0
+        self._nurseries: list[int] = []
+        """Pids that nobody has waited for."""
         self.forking = False
         """A child that is made now is this executor's nursery."""
         self.control: socket.socket
+        self._theirs: socket.socket
+
+    @property
+    def nursery_pid(self) -> int:
+        """0 when there is none."""
+        return self._nurseries[-1] if self._nurseries else 0
+
+    def connect(self) -> None:
+        """Make the line to the nursery that is started next."""
+        self.control, self._theirs = socket.socketpair()
+        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_S, 0))
 
     def start(self) -> None:
-        """Make the nursery.  Interrupted, here or right after, it is ended by ``undo``."""
-        self._start()
+        """Start the nursery.  Interrupted, here or right after, it is ended by ``close``."""
+        self._starts += 1
+        try:
+            if self._start_method == "fork":
+                self._fork_nursery()
+            else:
+                self._spawn_nursery()
+        finally:
+            self._theirs.close()
+        self.extend_deadline()
 
-    def undo(self) -> None:
-        """End what ``start`` began, however far it came."""
-        self.reap(kill=True)
-        if hasattr(self, "control"):
-            self.control.close()
+    def close(self, *, kill: bool = True) -> None:
+        """End what ``connect`` and ``start`` began, however far they came; without ``kill`` wait until it ends."""
+        self.reap(kill=kill)
+        self.control.close()
+        self._theirs.close()
 
     def fileno(self) -> int:
         """Readable when there are reports."""
@@ -146,43 +167,27 @@ class Supervisor:
         if self._quitting or self._starts >= STARTS:
             self._kill_nursery()
             return False
-        self.reap(kill=True)
-        self.control.close()
-        self._start()
+        self.close()
+        self.connect()
+        self.start()
         return True
 
     def reap(self, *, kill: bool = False) -> None:
         """Wait for the nursery's end."""
         if kill:
             self._kill_nursery()
-        pid, self.nursery_pid = self.nursery_pid, 0
-        if pid:
+        for pid in self._nurseries:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        self._nurseries.clear()
 
     def _kill_nursery(self) -> None:
-        if self.nursery_pid:  # 0 would be the client's own process group
+        for pid in self._nurseries:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.nursery_pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
-    def _start(self) -> None:
-        self._starts += 1
-        self.control, theirs = socket.socketpair()
-        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_S, 0))
-        try:
-            if self._start_method == "fork":
-                self._fork_nursery(theirs)
-            else:
-                self._spawn_nursery(theirs)
-        except BaseException:
-            self.undo()
-            raise
-        finally:
-            theirs.close()
-        self.extend_deadline()
-
-    def _fork_nursery(self, theirs: socket.socket) -> None:
-        board, members, wake_fd = self._board, self._members, self._wake_fd
+    def _fork_nursery(self) -> None:
+        board, members, wake_fd, theirs = self._board, self._members, self._wake_fd, self._theirs
 
         def run(row: int) -> None:
             Worker(board, row, wake_fd, members).run()
@@ -196,9 +201,10 @@ class Supervisor:
                 # The child undoes what it inherits of threads: see hygiene.py.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self.forking = True
-                # Noted while signals are blocked: an interruption right after the fork must find it, to end it.
-                self.nursery_pid = pid = os.fork()
-                if pid == 0:
+                # Forked and noted in one call into C: another thread may have received a signal, whose handler runs here
+                # although signals are blocked, and an interruption right after the fork must find the pid, to end it.
+                self._nurseries.extend(itertools.starmap(os.fork, ((),)))
+                if self.nursery_pid == 0:
                     try:
                         let_go()
                         self.control.close()
@@ -209,14 +215,14 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self.forking = False
 
-    def _spawn_nursery(self, theirs: socket.socket) -> None:
+    def _spawn_nursery(self) -> None:
         from multiprocessing.util import spawnv_passfds
 
-        fds = [theirs.fileno(), self._wake_fd, *self._board.descriptors()]
+        fds = [self._theirs.fileno(), self._wake_fd, *self._board.descriptors()]
         command = fresh_command(fds)
         start = FreshStart.of_this_process(self._start_method, self._members)
-        self.nursery_pid = spawnv_passfds(os.fsencode(command[0]), command, fds)
-        theirs.close()  # else a nursery that fails at its start would not be noticed below
+        self._nurseries.append(spawnv_passfds(os.fsencode(command[0]), command, fds))
+        self._theirs.close()  # else a nursery that fails at its start would not be noticed below
         try:
             start.send(self.control)
         except BlockingIOError:

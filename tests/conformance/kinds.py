@@ -69,9 +69,9 @@ FORK, SPAWN, FORKSERVER = Kind("fork"), Kind("spawn"), Kind("forkserver")
 SERIAL, CONTROL = Kind("serial"), Kind("control")
 ALL = (FORK, SPAWN, FORKSERVER, SERIAL, CONTROL)
 
-# Kinds whose tests with executors of their own are left to the slow suite: each costs a fresh interpreter,
-# and nothing but who starts it differs from `spawn`.
-SLOW_TO_START: tuple[Kind, ...] = (FORKSERVER,)
+# Kinds whose tests with executors of their own are left to the slow suite. `forkserver`: each costs a fresh interpreter,
+# and nothing but who starts it differs from `spawn`. `control`: it tests the tests.
+SLOW_TO_START: tuple[Kind, ...] = (FORKSERVER, CONTROL)
 every_start = pytest.mark.every_start
 
 processes = pytest.mark.kinds(FORK, SPAWN, FORKSERVER, CONTROL)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import repartir
-from repartir import executor as executor_module
+from repartir import supervisor as supervisor_module
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,6 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", no_more)
-    monkeypatch.setattr(executor_module, "_THREAD_START_S", 0.01)
     with pytest.raises(RuntimeError, match="can't start new thread"):
         repartir.Executor(2)
 
@@ -56,20 +57,19 @@ def test_ctrl_c_when_the_brokers_thread_has_begun(monkeypatch: pytest.MonkeyPatc
     assert not threads[0].is_alive()
 
 
-def test_ctrl_c_right_after_the_nursery_was_forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It arrives while signals are blocked, and is raised when they are let through."""
-    fork = os.fork
+def test_ctrl_c_when_the_nursery_was_just_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It arrives while signals are blocked, or right after; where another thread receives it no sleep is cut short."""
+    run_forked, client = supervisor_module.run_forked, os.getpid()
 
-    def fork_and_interrupt() -> int:
-        pid = fork()
-        if pid:
-            os.kill(os.getpid(), signal.SIGINT)
-        return pid
+    def interrupt_and_run(*args: Any) -> None:
+        os.kill(client, signal.SIGINT)
+        run_forked(*args)
 
-    monkeypatch.setattr(os, "fork", fork_and_interrupt)
+    monkeypatch.setattr(supervisor_module, "run_forked", interrupt_and_run)
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt):
-            repartir.Executor(2, mp_context="fork")
+        with pytest.raises(KeyboardInterrupt), repartir.Executor(2, mp_context="fork"):
+            for _ in range(1500):
+                time.sleep(0.01)
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -20,7 +20,6 @@ from tests.faults.waits import LIMIT_S, check_goes_on, until_lost
 
 TASKS = 6
 BEYOND = 1 << 60
-MOST_SPARED = 12
 
 
 def small(task: int) -> Any:
@@ -74,16 +73,19 @@ def deaths_at(make: Make, folder: Path, value: Callable[[int], Any], step: int) 
     """A death before every access, or every so many."""
     last = accesses(make, folder, value)
     assert 15 < last < 200
-    survived = []
-    for k in range(1, last + 1, step):
+    deaths = range(1, last + 1, step)
+    survived = 0
+    for k in deaths:
         try:
-            if not play(make, folder, k, value)[Fact.DIED]:
-                survived.append(k)
+            facts = play(make, folder, k, value)
+            if not facts[Fact.DIED]:
+                survived += 1
+                # The number varies: whether the client sleeps when the answer comes, whether a block is there to reuse.
+                assert facts[Fact.COUNT] < k
         except AssertionError as error:
             error.add_note(f"the victim died before access {k} of {last}")
             raise
-    # The number varies: whether the client sleeps when the answer comes, whether the arena has a block to reuse.
-    assert not survived or min(survived) > last - MOST_SPARED, f"of {last} survived {survived}"
+    assert survived <= len(deaths) // 3
 
 
 @pytest.mark.parametrize("value", KINDS)

@@ -452,9 +452,15 @@ def leave(weather: Calm, seconds: float) -> int:
 
 
 def begin(weather: Calm, seconds: float) -> int:
-    """An interruption while an executor is made: whether it comes to be or not, nothing of the attempt is left."""
+    """An interruption while an executor is made: whether it comes to be or not, nothing of the attempt is left.
+
+    The other thread receives signals while the main thread blocks them; the handler runs in the main thread all the same.
+    """
     rounds, end = 0, time.monotonic() + seconds
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    over = threading.Event()
+    other = threading.Thread(target=over.wait, daemon=True)
+    other.start()
     while time.monotonic() < end:
         made: list[repartir.Executor] = []
         with weather.blows():
@@ -464,6 +470,8 @@ def begin(weather: Calm, seconds: float) -> int:
             assert ex.submit(echo, 5).result(LIMIT_S) == 5
             ex.shutdown()
         rounds += 1
+    over.set()
+    other.join()
     return rounds
 
 
@@ -567,6 +575,8 @@ def main() -> None:
     # What strikes within a callback that add_done_callback calls at once is logged, as any exception there.
     logging.getLogger("concurrent.futures").disabled = True
     sys.unraisablehook = _unless_of_the_storm
+    # What another thread received last is handled after the storm.
+    signal.signal(signal.SIGALRM, lambda *_: None)
     for name in SCENES if chosen == "all" else [chosen]:
         faulthandler.dump_traceback_later(HANG_S + float(seconds), exit=True)
         print(name, end=" ", flush=True)

@@ -24,16 +24,15 @@ class Alone(Supervisor):
 
     theirs: socket.socket
 
-    def _start(self) -> None:
-        self._starts += 1
-        self.control, self.theirs = socket.socketpair()
+    def connect(self) -> None:
+        super().connect()
+        self.theirs = self._theirs
         self.control.setblocking(False)
         self.theirs.settimeout(LIMIT_S)
-        self.extend_deadline()
 
-    def close(self) -> None:
-        self.control.close()
-        self.theirs.close()
+    def start(self) -> None:
+        self._starts += 1
+        self.extend_deadline()
 
 
 @pytest.fixture
@@ -46,6 +45,7 @@ def board() -> Iterator[Board]:
 @pytest.fixture
 def supervisor(board: Board) -> Iterator[Alone]:
     supervisor = Alone(board, "fork", SETTINGS, -1)
+    supervisor.connect()
     supervisor.start()
     yield supervisor
     supervisor.close()
@@ -173,7 +173,7 @@ class TestHungNursery:
         if pid == 0:
             signal.pause()
             os._exit(0)
-        supervisor.nursery_pid = pid
+        supervisor._nurseries.append(pid)
         supervisor.reap(kill=True)
         assert supervisor.nursery_pid == 0
         with pytest.raises(ChildProcessError):
@@ -185,7 +185,7 @@ class TestHungNursery:
         if pid == 0:
             os._exit(0)
         os.waitpid(pid, 0)
-        supervisor.nursery_pid = pid
+        supervisor._nurseries.append(pid)
         supervisor.reap(kill=True)
         supervisor.reap()
 
