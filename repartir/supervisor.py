@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import errno
 import itertools
@@ -36,6 +37,8 @@ _FRESH_START_S = 60.0
 _SEND_S = 60
 """A nursery that reads nothing for so many seconds hangs."""
 _REPORTS_BYTES = 1 << 16
+_sigmask = _signal.pthread_sigmask
+"""That of ``signal`` is written in Python: a handler may raise in it before it has done anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +196,10 @@ class Supervisor:
             Worker(board, row, wake_fd, members).run()
 
         settings = NurserySettings(os.getpid(), self._start_method, run)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        mask = _sigmask(signal.SIG_BLOCK, ())
         try:
             # Within the block, as it may raise what a handler raises although the signals are blocked by then.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            _sigmask(signal.SIG_BLOCK, signal.valid_signals())
             with quiet_parent() as let_go, warnings.catch_warnings():
                 # The child undoes what it inherits of threads: see hygiene.py.
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -212,7 +215,7 @@ class Supervisor:
                     finally:
                         os._exit(1)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _sigmask(signal.SIG_SETMASK, mask)
             self.forking = False
 
     def _spawn_nursery(self) -> None:
