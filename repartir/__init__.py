@@ -4,7 +4,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from repartir import shared
-    from repartir.errors import PoisonTask, RepartirError, SharedMemoryFull, TaskNotSerializable, WorkerDied
+    from repartir.errors import (
+        PoisonTask,
+        RepartirError,
+        SharedMemoryFull,
+        TaskNotSerializable,
+        TaskTimeout,
+        WorkerDied,
+    )
     from repartir.executor import Executor
     from repartir.future import Future
     from repartir.serial import SerialExecutor, current_executor
@@ -21,6 +28,7 @@ __all__ = [
     "SharedArray",
     "SharedMemoryFull",
     "TaskNotSerializable",
+    "TaskTimeout",
     "WorkerDied",
     "__version__",
     "current_executor",

@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from repartir.attempts import Attempts
 from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
@@ -31,6 +32,7 @@ from repartir.pump import Pump, TaskFuture, TaskRecord
 from repartir.shm.blocks import NOTHING
 from repartir.shm.board import Board, BoardClosed, ClientSleep, Kind
 from repartir.shm.segment import freed_listeners
+from repartir.stacks import StackFile
 from repartir.stats import ExecutorStats, shared_bytes
 from repartir.supervisor import EVERY_ROW, Supervisor
 from repartir.worker import MemberSettings
@@ -155,14 +157,17 @@ class Broker:
             os.set_blocking(fd, False)
         # A file object, since closing it is atomic: a finalizer never writes to a descriptor that is another's by now.
         self._wake_w = open(wake_w, "wb", buffering=0, closefd=False)
-        self._supervisor = Supervisor(board, self._start_method, self._settings, wake_w)
+        self._stacks = StackFile()
+        undo.callback(self._stacks.close)
+        self._supervisor = Supervisor(board, self._start_method, self._settings, wake_w, self._stacks.fd)
         self._supervisor.connect()
         undo.callback(self._supervisor.close)
         if self._start_method != "fork":
             self._supervisor.start()
         self.pump = Pump(board, self._on_news)
         self.pump.on_full = self._place_when_there_is_room
-        self.members = Members(self.pump, self._supervisor, self._break)
+        self._attempts = Attempts(self.pump, self._supervisor, self._stacks)
+        self.members = Members(self.pump, self._supervisor, self._attempts, self._break)
         freed_listeners.add(self)
         self._poll = select.poll()
         self._poll.register(self._wake_r, select.POLLIN)
@@ -173,6 +178,10 @@ class Broker:
     def take_back(self, future: TaskFuture) -> bool:
         """Cancel the task of ``future`` if nobody has begun it."""
         return not self._ended and self.pump.take_back(future)
+
+    def stop(self, future: TaskFuture) -> bool:
+        """Cancel the task of ``future`` that a member runs: the member is killed and replaced."""
+        return not self._ended and self.pump.stop(future, self._supervisor.kill)
 
     def is_running(self, future: TaskFuture) -> bool:
         """Whether a member has taken the task of ``future``."""
@@ -519,7 +528,7 @@ class Broker:
     def _watch_once(self) -> None:
         self.pump.pump_surely()
         if not (self.pump.due or self._rouse.is_set() or self._finish_if_due()):
-            self._park(self._until_trim(), self._poll_all)
+            self._park(self._until_look(self._until_trim()), self._poll_all)
 
     def _until_trim(self) -> float | None:
         """Seconds until idle memory goes back to the system, which happens here when they are over."""
@@ -541,10 +550,18 @@ class Broker:
         self._seen_idle = self.pump.answered, blocks.free_bytes
         return None
 
+    def _until_look(self, seconds: float | None = None) -> float | None:
+        """Seconds until time-outs and retries want to be looked after, or these if they are fewer."""
+        look = self.pump.next_look
+        if look == float("inf"):
+            return seconds
+        left = max(0.0, look - time.monotonic())
+        return left if seconds is None else min(left, seconds)
+
     def _give_way(self) -> None:
         """Leave the watching to waiters until the last of them has been gone for a moment."""
         seen = -1.0
-        while not self._rouse.wait(YIELD_S):
+        while not self._rouse.wait(self._until_look(YIELD_S)) and time.monotonic() < self.pump.next_look:
             driven = self._driven_at
             if time.monotonic() - driven > YIELD_S:
                 if self._watch.acquire(blocking=False):
@@ -562,7 +579,7 @@ class Broker:
             if self._watch.acquire(blocking=False):
                 self._watch.release()
                 return
-            self._rouse.wait()
+            self._rouse.wait(self._until_look())
         finally:
             self._broker_dozes = False
 
@@ -578,6 +595,8 @@ class Broker:
             self._stop_members(terminate=False)
         if pump.doubtful:
             pump.resolve_doubtful()
+        if self._attempts.look():
+            self._poke()  # a waiter that drives may wait for what was settled here
         if self._shared_freed:
             self._shared_freed = False
             self.board.parking.wake_all()
@@ -625,6 +644,7 @@ class Broker:
         self._wake_w.close()
         for fd in self._wake_fds:
             os.close(fd)
+        self._stacks.close()
         self.board.close()
 
 

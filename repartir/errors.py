@@ -3,6 +3,7 @@
     RepartirError
     ├── WorkerDied                  also BrokenProcessPool (so also BrokenExecutor, RuntimeError)
     │   └── PoisonTask              a task that killed every worker that took it up
+    ├── TaskTimeout                 also TimeoutError: a task was stopped, not only waited for too long
     ├── SharedMemoryFull            also MemoryError
     ├── TaskNotSerializable         also pickle.PicklingError, TypeError
     │   └── UseAfterFreeError       also ValueError: a task refers to something shared that was freed
@@ -26,6 +27,7 @@ __all__ = [
     "RepartirError",
     "SharedMemoryFull",
     "TaskNotSerializable",
+    "TaskTimeout",
     "UseAfterFreeError",
     "WorkerDied",
 ]
@@ -61,7 +63,24 @@ class WorkerDied(RepartirError, BrokenProcessPool):
 
 
 class PoisonTask(WorkerDied):
-    """The task was taken up several times, and each time its worker died before it had started the task."""
+    """The task killed as many workers as its ``poison_limit`` allows, or each died before it could begin the task."""
+
+
+class TaskTimeout(RepartirError, TimeoutError):
+    """The task ran longer than its ``timeout`` and was stopped: its worker was killed and replaced.
+
+    `task`: what identifies it in messages. `elapsed`: seconds since its call. `stack`: the Python stacks of the worker's
+    threads when it was stopped, "" where the worker could not tell.
+    """
+
+    def __init__(self, *args: object, task: object = None, elapsed: float = 0.0, stack: str = "") -> None:
+        super().__init__(*args)
+        self.task = task
+        self.elapsed = elapsed
+        self.stack = stack
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, self.__dict__.copy()
 
 
 class SharedMemoryFull(RepartirError, MemoryError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import itertools
 import math
 import numbers
@@ -23,6 +24,7 @@ from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.functions import FunctionRef, FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
+from repartir.policy import NO_POLICY, UNSET, Backoff, Policy, as_tuple
 from repartir.serial import SerialExecutor, current_executor, share
 from repartir.shm.board import BoardClosed
 from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
@@ -51,6 +53,7 @@ class Executor(concurrent.futures.Executor):
         shm_limit: how much shared memory arguments and results may take, in bytes or as "2GiB"; None: 80 % of what is
             free. What finds no room waits or spills into a file, see `submit`.
         shm_timeout: seconds that `submit` waits for room in shared memory at most; None: as long as tasks are under way.
+        timeout, grace, retries, retry_on, backoff, idempotent, poison_limit: for all tasks, see `options`.
 
     Raises ``ValueError`` and ``TypeError`` as the standard library does, ``SharedMemoryFull`` where there is no room.
     """
@@ -67,6 +70,13 @@ class Executor(concurrent.futures.Executor):
         out_of_band: int | str = OUT_OF_BAND_BYTES,
         shm_limit: int | str | None = None,
         shm_timeout: float | None = None,
+        timeout: float | None = None,
+        grace: float = 0.0,
+        retries: int = 0,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+        backoff: Backoff = NO_POLICY.backoff,
+        idempotent: bool = False,
+        poison_limit: int | None = NO_POLICY.poison_limit,
     ) -> None:
         if max_workers is None:
             max_workers = default_workers()
@@ -88,6 +98,8 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError(f"shm_timeout must be seconds or None, not {type(shm_timeout).__name__}")
             if not 0 <= shm_timeout < math.inf:
                 raise ValueError(f"shm_timeout must be seconds, at least 0, or None, not {shm_timeout!r}")
+        policy = Policy(timeout, grace, retries, as_tuple(retry_on), backoff, idempotent, poison_limit)
+        self._policy = NO_POLICY if policy == NO_POLICY else policy
         method = choose_start_method(mp_context)
         self.name = name
         self._max_workers = max_workers
@@ -131,6 +143,51 @@ class Executor(concurrent.futures.Executor):
         What cannot be pickled shows in the future as ``TaskNotSerializable``.  Raises ``RuntimeError`` after shutdown,
         ``BrokenProcessPool`` when the executor is broken.
         """
+        return self._submit(fn, args, kwargs, self._policy)
+
+    def options(
+        self,
+        *,
+        timeout: float | None = UNSET,
+        grace: float = UNSET,
+        retries: int = UNSET,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
+        backoff: Backoff = UNSET,
+        idempotent: bool = UNSET,
+        poison_limit: int | None = UNSET,
+        name: str | None = UNSET,
+    ) -> ExecutorWithOptions:
+        """This executor, with other rules for the tasks that are submitted through what is returned.
+
+        Args:
+            timeout: seconds that one attempt of a task may take, counted from the call of the function.  Then its worker
+                is killed and replaced, and the task fails with ``TaskTimeout``.
+            grace: seconds between a SIGTERM and the SIGKILL; 0: SIGKILL at once.
+            retries: how often a task that failed is run again.
+            retry_on: the exceptions that are worth it.  ``WorkerDied`` and ``TaskTimeout`` are exceptions, too.
+            backoff: seconds before the first retry, doubled for each further one up to a minute, and varied by half; or a
+                function of the number of failures that returns the seconds.
+            idempotent: whether a task whose worker died in it may be run again without counting as a retry.
+            poison_limit: a task that may be run again and killed so many workers fails with ``PoisonTask``; None: no limit.
+            name: what messages call the task; None: the function's name.
+
+        With a time-out or retries each item of a ``map`` is a task of its own.
+        """
+        policy = self._policy.changed(
+            timeout=timeout,
+            grace=grace,
+            retries=retries,
+            retry_on=retry_on,
+            backoff=backoff,
+            idempotent=idempotent,
+            poison_limit=poison_limit,
+            name=name,
+        )
+        return ExecutorWithOptions(self, policy)
+
+    def _submit(
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], policy: Policy
+    ) -> Future[T]:
         broker = self._broker
         if broker.closing or broker.broken is not None:
             self._refuse()
@@ -138,7 +195,7 @@ class Executor(concurrent.futures.Executor):
         try:
             ref = self._functions.encode(fn)
             call = encode_call(args, kwargs, self._functions.inherited, self._threshold)
-            broker.pump.post(future, ref, call, 0, fn)
+            broker.pump.post(future, ref, call, 0, fn, policy)
         except (TaskNotSerializable, SharedMemoryFull) as exc:
             future.set_exception(exc)
         except BoardClosed:
@@ -160,7 +217,24 @@ class Executor(concurrent.futures.Executor):
             chunksize: items a task; None: large chunks first, small ones at the end.
             buffersize: pull from the iterables only so many chunks ahead of the results (they may then be infinite).
         """
+        return self._map(fn, iterables, timeout, chunksize, buffersize, self._policy)
+
+    def _map(
+        self,
+        fn: Callable[..., T],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        policy: Policy,
+    ) -> Iterator[T]:
         mapping.check_arguments(chunksize, buffersize)
+        if policy.one_by_one:
+            if chunksize not in (None, 1):
+                raise ValueError(
+                    f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
+                )
+            chunksize = 1
         until = mapping.deadline(timeout)
         if self._broker.closing or self._broker.broken is not None:
             self._refuse()
@@ -180,15 +254,20 @@ class Executor(concurrent.futures.Executor):
             failed.set_exception(exc)
             return mapping.results(deque([failed]), lambda: None, until)
         held = ref.hold()
+        if policy.one_by_one:
+            flag = 0
         pending = deque(
-            self._submit_chunk(fn, ref, flag, chunk) for chunk in itertools.islice(source, buffersize)
+            self._submit_chunk(fn, ref, flag, chunk, policy, len(iterables) == 1)
+            for chunk in itertools.islice(source, buffersize)
         )
 
         def more(held: object = held) -> Future[Any] | None:
             chunk = next(source, None)
-            return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk)
+            if chunk is None:
+                return None
+            return self._submit_chunk(fn, ref, flag, chunk, policy, len(iterables) == 1)
 
-        return mapping.results(pending, more, until)
+        return mapping.results(pending, more, until, one_by_one=policy.one_by_one)
 
     def share(self, value: Any, *, writable: bool = False) -> Any:
         """Put an array or any other object into shared memory once, for many tasks.
@@ -227,13 +306,21 @@ class Executor(concurrent.futures.Executor):
         self.shutdown()
 
     def _submit_chunk(
-        self, fn: Callable[..., Any], ref: FunctionRef, flag: int, chunk: tuple[Any, ...]
+        self,
+        fn: Callable[..., Any],
+        ref: FunctionRef,
+        flag: int,
+        chunk: tuple[Any, ...],
+        policy: Policy,
+        one_iterable: bool,
     ) -> Future[Any]:
+        """Post one chunk; without a flag, its only item, as a call of its own."""
         pump = self._broker.pump
         future: Future[Any] = Future(self._broker, pump.new_task_id())
+        args = chunk if flag or one_iterable else chunk[0]
         try:
-            call = encode_call(chunk, {}, self._functions.inherited, self._threshold)
-            pump.post(future, ref, call, flag, fn)
+            call = encode_call(args, {}, self._functions.inherited, self._threshold)
+            pump.post(future, ref, call, flag, fn, policy)
         except (TaskNotSerializable, SharedMemoryFull) as exc:
             future.set_exception(exc)
         except BoardClosed:
@@ -250,6 +337,58 @@ class Executor(concurrent.futures.Executor):
         if _interpreter_ends.is_set():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         raise RuntimeError("cannot schedule new futures after shutdown")
+
+
+class ExecutorWithOptions(concurrent.futures.Executor):
+    """An executor's tasks under rules of their own, see ``Executor.options``.  Its shutdown, and ``with``, end nothing."""
+
+    def __init__(self, executor: Executor, policy: Policy) -> None:
+        self._executor = executor
+        self._policy = policy
+
+    def __repr__(self) -> str:
+        changed = ", ".join(
+            f"{field.name}={value!r}"
+            for field in dataclasses.fields(Policy)
+            if (value := getattr(self._policy, field.name)) != field.default
+        )
+        return f"<{self._executor!r} with {changed or 'no options'}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return current_executor, ()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As `Executor.submit`."""
+        return self._executor._submit(fn, args, kwargs, self._policy)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """As `Executor.map`; its ``timeout`` ends the waiting, that of the options the task of an item."""
+        return self._executor._map(fn, iterables, timeout, chunksize, buffersize, self._policy)
+
+    def options(self, **options: Any) -> ExecutorWithOptions:
+        """As `Executor.options`: what is not given stays as it is here."""
+        unknown = options.keys() - {field.name for field in dataclasses.fields(Policy)}
+        if unknown:
+            raise TypeError(f"options() got unexpected keywords: {', '.join(sorted(unknown))}")
+        return ExecutorWithOptions(self._executor, self._policy.changed(**options))
+
+    def share(self, value: Any, *, writable: bool = False) -> Any:
+        """As `Executor.share`."""
+        return share(value, writable=writable)
+
+    def stats(self) -> ExecutorStats:
+        """As `Executor.stats`."""
+        return self._executor.stats()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Does nothing: the executor goes on."""
 
 
 def _begin(owner: Executor, broker: Broker) -> None:

@@ -38,6 +38,9 @@ class Driver(Protocol):
     def take_back(self, future: Future[Any]) -> bool:
         """Remove the future's task from the ring if nobody has begun it."""
 
+    def stop(self, future: Future[Any]) -> bool:
+        """Stop the future's task while a member runs it."""
+
     def is_running(self, future: Future[Any]) -> bool:
         """Whether a member has taken the future's task."""
 
@@ -105,11 +108,15 @@ class Future(concurrent.futures.Future[T]):
             return True
         return self._state == PENDING and self._driver is not None and self._driver.is_running(self)
 
-    def cancel(self) -> bool:
-        """Cancel the task if no worker has begun it; True if it will never run."""
-        if self._driver is None:
+    def cancel(self, running: bool = False) -> bool:
+        """Cancel the task if no worker has begun it; True if it will never run (to its end).
+
+        With ``running`` a task that a worker runs is stopped: the worker is killed and replaced.
+        """
+        driver = self._driver
+        if driver is None:
             return super().cancel()
-        if self._state == PENDING and not self._driver.take_back(self):
+        if self._state == PENDING and not (driver.take_back(self) or (running and driver.stop(self))):
             return False
         if self._state == CANCELLED:
             self.notify_cancelled()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from repartir.policy import NO_POLICY, Policy
 from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
 from repartir.states import FINAL, TRANSITIONS, TaskEvent, TaskState, after
 
@@ -23,25 +24,41 @@ class Record(Generic[F]):
 
     ``word`` is id and attempt as shared memory has them, ``payload`` and ``flags`` are what the slot carries; ``keep``
     holds what must live as long as the task (the function's reference); ``block`` is the arena block of its
-    arguments, if it has one.
+    arguments, if it has one.  ``failures`` are the errors of earlier attempts, ``deaths`` how many of them were its
+    workers' ends, ``reposts`` how often a worker died before it began the task.  ``stopped`` is the error for which its
+    worker is being killed.
     """
 
     __slots__ = (
         "attempt",
         "block",
+        "deaths",
+        "failures",
         "flags",
         "future",
         "keep",
         "lane",
         "name",
         "payload",
+        "policy",
         "position",
+        "reposts",
         "state",
+        "stopped",
         "task_id",
         "word",
     )
 
-    def __init__(self, task_id: int, future: F, payload: Any, flags: int, keep: Any, name: object) -> None:
+    def __init__(
+        self,
+        task_id: int,
+        future: F,
+        payload: Any,
+        flags: int,
+        keep: Any,
+        name: object,
+        policy: Policy = NO_POLICY,
+    ) -> None:
         self.task_id = task_id
         self.attempt = 1
         self.word = task_word(task_id, 1)
@@ -54,6 +71,29 @@ class Record(Generic[F]):
         self.lane = -1
         self.position = -1
         self.state = TaskState.PENDING
+        self.policy = policy
+        self.reposts = 0
+        self.deaths = 0
+        self.failures: tuple[BaseException, ...] = ()
+        self.stopped: BaseException | None = None
+
+    @property
+    def title(self) -> str:
+        """What messages call the task."""
+        return self.policy.name or getattr(self.name, "__qualname__", None) or repr(self.name)
+
+    def is_poison(self) -> bool:
+        """Whether it may be run again and has killed as many workers as it may."""
+        limit = self.policy.poison_limit
+        return self.policy.may_repeat and limit is not None and self.deaths >= limit
+
+    def may_retry(self, error: BaseException, *, died: bool) -> bool:
+        """Whether an attempt that ended with this error (``died``: its worker's end) is followed by another."""
+        if self.attempt >= ATTEMPT_MASK or (died and self.is_poison()):
+            return False
+        if died and self.policy.idempotent:
+            return True
+        return self.policy.retries_after(error, len(self.failures) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +104,14 @@ class Repost(Generic[F]):
 
 
 @dataclass(frozen=True, slots=True)
-class Settle(Generic[F]):
-    """Fail the task: its member died in it (``poison``: for the last time)."""
+class Died(Generic[F]):
+    """Its member died in the task (``begun``), or for the last time before it."""
 
     record: Record[F]
-    poison: bool = False
+    begun: bool
 
 
-Action = Repost[F] | Settle[F]
+Action = Repost[F] | Died[F]
 
 
 _POST = {old: new for (old, event), new in TRANSITIONS.items() if event is TaskEvent.POST}
@@ -120,7 +160,8 @@ class Ledger(Generic[F]):
     def member_died(self, claims: Iterable[int], started: int) -> list[Action[F]]:
         """A member died with these claims; ``started`` is the newest task that it had begun to decode.
 
-        A task that was claimed and not begun goes back, at most ``MAX_REPOSTS`` times; one that was begun fails.
+        A task that was claimed and not begun goes back, at most ``MAX_REPOSTS`` times; what becomes of one that was begun
+        depends on the error, see `Record.may_retry`.
         """
         actions: list[Action[F]] = []
         for word in claims:
@@ -128,16 +169,18 @@ class Ledger(Generic[F]):
             if record is None:
                 continue
             if word == started:
-                actions.append(Settle(record))
-            elif record.attempt > MAX_REPOSTS:
-                actions.append(Settle(record, poison=True))
+                actions.append(Died(record, begun=True))
+            elif record.reposts >= MAX_REPOSTS:
+                actions.append(Died(record, begun=False))
             else:
+                record.reposts += 1
                 actions.append(Repost(record))
         return actions
 
     def repost(self, record: Record[F]) -> None:
-        """The next attempt of a task whose member died before it began."""
+        """The next attempt of a task."""
         record.state = after(record.state, TaskEvent.REPOST)
         record.attempt += 1
         record.word = task_word(record.task_id, record.attempt)
         record.lane = record.position = -1
+        record.stopped = None

@@ -52,9 +52,15 @@ def deadline(timeout: float | None) -> float | None:
 
 
 def results(
-    pending: deque[Future[Any]], more: Callable[[], Future[Any] | None], until: float | None
+    pending: deque[Future[Any]],
+    more: Callable[[], Future[Any] | None],
+    until: float | None,
+    *,
+    one_by_one: bool = False,
 ) -> Iterator[Any]:
-    """Yield the items of each future's list in order; ``more`` makes the next future after each is used up.
+    """Yield the items of each future's list in order, or, ``one_by_one``, what each future holds.
+
+    ``more`` makes the next future after each is used up.
 
     The first exception, the time-out or the death of the iterator cancels what is pending.
     """
@@ -64,6 +70,8 @@ def results(
             values = future.result(None if until is None else until - time.monotonic())
             pending.popleft()
             del future
+            if one_by_one:
+                values = [values]
             error = None
             if isinstance(values, Stopped):
                 error, values = values.exception(), values.values

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 
 from repartir import outcome
-from repartir.errors import PoisonTask, WorkerDied
-from repartir.ledger import MAX_REPOSTS, Repost
-from repartir.pump import Pump, TaskRecord
+from repartir.attempts import Attempts
+from repartir.ledger import Repost
+from repartir.pump import Pump
 from repartir.shm.arena import KEPT, RESULT
 from repartir.shm.board import MemberState
 from repartir.shm.layout import MEMBER_BROKEN, MEMBER_READY
-from repartir.states import TaskEvent
 from repartir.supervisor import STARTS, MemberExited, Supervisor, describe_exit
 
 
@@ -24,7 +23,11 @@ class Members:
     """
 
     def __init__(
-        self, pump: Pump, supervisor: Supervisor, on_broken: Callable[[BrokenProcessPool], None]
+        self,
+        pump: Pump,
+        supervisor: Supervisor,
+        attempts: Attempts,
+        on_broken: Callable[[BrokenProcessPool], None],
     ) -> None:
         rows = len(pump.board.rows)
         self.starting = True
@@ -36,6 +39,7 @@ class Members:
         self._pump = pump
         self._board = pump.board
         self._supervisor = supervisor
+        self._attempts = attempts
         self._on_broken = on_broken
         self._ready = [False] * rows
         self._early_deaths = [0] * rows
@@ -102,7 +106,7 @@ class Members:
         self._board.parking.wake_all()
 
     def _judge_claims(self, at: int, exit_code: int) -> None:
-        """A task that had not begun goes back into a deque, one that had begun fails."""
+        """A task that had not begun goes back into a deque; one that had begun fails or is tried again."""
         board, pump = self._board, self._pump
         row = board.rows[at]
         claim, started = board.words[row.claim], board.words[row.started]
@@ -110,15 +114,16 @@ class Members:
             if isinstance(action, Repost):
                 pump.repost(action.record)
             else:
-                error = _died(action.record, exit_code, poison=action.poison)
-                pump.settle(action.record, None, error, TaskEvent.FAIL)
+                self._attempts.died(action.record, exit_code, begun=action.begun)
         if claim and not pump.has_view_of(claim):
             board.blocks.free_owned(claim | RESULT)
         board.blocks.free_owned(KEPT | at)
+        pump.bury_orphans(at)
 
     def _count_exit(self, at: int, exit_code: int) -> None:
-        retired = self._board.words[self._board.rows[at].state] == MemberState.RETIRED
-        if not (retired or self.retiring):
+        row, words = self._board.rows[at], self._board.words
+        expected = words[row.state] == MemberState.RETIRED or words[row.condemned]
+        if not (expected or self.retiring):
             self.lost += 1
             if not self._ready[at]:
                 self._early_deaths[at] += 1
@@ -136,23 +141,3 @@ class Members:
             self._on_broken(
                 BrokenProcessPool("the process that forks the workers died, so the executor cannot go on")
             )
-
-
-def _died(record: TaskRecord, code: int, *, poison: bool) -> WorkerDied:
-    how = describe_exit(code)
-    name = getattr(record.name, "__qualname__", None) or repr(record.name)
-    exit_code, number = (code, None) if code >= 0 else (None, -code)
-    if poison:
-        return PoisonTask(
-            f"{MAX_REPOSTS + 1} workers in a row died before they could begin task {name!r} (last: {how})",
-            exit_code=exit_code,
-            signal=number,
-            task=name,
-        )
-    return WorkerDied(
-        f"the worker that ran task {name!r} died ({how}). The task may have run in part; "
-        "other tasks are not affected.",
-        exit_code=exit_code,
-        signal=number,
-        task=name,
-    )

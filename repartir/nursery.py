@@ -25,6 +25,7 @@ from repartir import optional
 from repartir.codec import decode, encode_value, parts_of, raw
 from repartir.hygiene import die_with_parent, leave, leave_parent_behind, reseed
 from repartir.shm.board import Board, MemberState
+from repartir.stacks import SIGNAL
 from repartir.worker import MemberSettings, Worker
 
 COMMAND = struct.Struct("=II")
@@ -40,6 +41,7 @@ class Operation(enum.IntEnum):
     TERMINATE = 2
     KILL = 3
     QUIT = 4
+    DUMP = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,13 @@ class Nursery:
             self._signal_all(signal.SIGTERM, row)
         elif operation == Operation.KILL:
             self._signal_all(signal.SIGKILL, row)
+        elif operation == Operation.DUMP and SIGNAL is not None:
+            self._signal_all(SIGNAL, row)
         elif operation == Operation.QUIT:
             self._quitting = True
         return True
 
-    def _signal_all(self, number: signal.Signals, row: int = EVERY_ROW) -> None:
+    def _signal_all(self, number: int, row: int = EVERY_ROW) -> None:
         """Signal the members (of ``row``, where one is named).  They are not reaped yet, so their pids are theirs."""
         for pid, at in self._members.items():
             if row == EVERY_ROW or at == row:
@@ -256,7 +260,7 @@ def _receive(control: socket.socket, size: int) -> bytearray:
 
 
 def fresh_command(fds: Sequence[int]) -> list[str]:
-    """The command line of a nursery in a fresh interpreter; ``fds``: control, wake pipe, segments."""
+    """The command line of a nursery in a fresh interpreter; ``fds``: control, wake pipe, stacks, segments."""
     from multiprocessing import spawn, util
 
     executable = os.fsdecode(spawn.get_executable())
@@ -268,7 +272,7 @@ def run_fresh(fds: Sequence[int]) -> None:
     """The nursery's life in a fresh interpreter."""
     import multiprocessing
 
-    control_fd, wake_fd, ring_fd, memory_fd, overflow_fd, *lock_fd = fds
+    control_fd, wake_fd, stacks_fd, ring_fd, memory_fd, overflow_fd, *lock_fd = fds
     control = socket.socket(fileno=control_fd)
     start = FreshStart.receive(control)
     sys.argv = start.argv
@@ -276,7 +280,7 @@ def run_fresh(fds: Sequence[int]) -> None:
     board = Board.attach(ring_fd, (memory_fd, overflow_fd), lock_fd[0] if lock_fd else None)
 
     def run(row: int) -> None:
-        Worker(board, row, wake_fd, start.members).run()
+        Worker(board, row, wake_fd, start.members, stacks_fd).run()
 
     settings = NurserySettings(start.client_pid, start.start_method, run)
     run_forked(control, board, settings)

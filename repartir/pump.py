@@ -7,11 +7,13 @@ only after its future has it.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import itertools
 import mmap
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,10 +25,19 @@ from repartir.errors import InternalError, SharedMemoryFull
 from repartir.functions import FunctionRef
 from repartir.future import Future
 from repartir.ledger import Ledger, Record
+from repartir.policy import NO_POLICY, Policy
 from repartir.shm.arena import FUNCTION_OWNER, Handle
 from repartir.shm.blocks import BlockRef, watch, when_dead
 from repartir.shm.board import Board, BoardClosed
-from repartir.shm.layout import ANSWER, ANSWER_IN_BLOCK, IN_BLOCK, MEMBER_READY, SLOT_PAYLOAD_BYTES
+from repartir.shm.layout import (
+    AGAIN,
+    ANSWER,
+    ANSWER_IN_BLOCK,
+    IN_BLOCK,
+    MEMBER_READY,
+    SLOT_PAYLOAD_BYTES,
+    TIMED,
+)
 from repartir.shm.outbox import records
 from repartir.shm.segment import copy_in_place, discard
 from repartir.states import TaskEvent, TaskState
@@ -37,6 +48,8 @@ DEFER = 64
 _MOST_AT_ONCE = 256
 _PLACED_A_ROW = 2
 _SWEEP_BYTES = 16 << 20
+CANCELLED = concurrent.futures.CancelledError()
+"""Why a task's member is killed, where the user cancelled the task."""
 
 TaskFuture = Future[Any]
 TaskRecord = Record[TaskFuture]
@@ -92,6 +105,18 @@ class Pump:
         """What to do with arguments for which shared memory has no room."""
         self.doubtful: deque[TaskRecord] = deque()
         """Tasks whose cancelling was interrupted: the broker's thread finds out what became of them."""
+        self.failed: deque[tuple[TaskRecord, int, BaseException]] = deque()
+        """Errors that may be followed by another attempt, and the word of the failed one: the broker's thread decides."""
+        self.retry_cancelled = False
+        """A task was cancelled that waited for another attempt."""
+        self.timed: set[int] = set()
+        """Ids of tasks that have a time-out."""
+        self.least_timeout = float("inf")
+        """No time-out of theirs is shorter."""
+        self.next_look = float("inf")
+        """When the broker's thread looks after time-outs and retries next, on the monotonic clock."""
+        self.orphans: dict[int, list[Handle]] = {}
+        """By row, arguments of cancelled tasks whose member is being killed and may use them until it is dead."""
         self.pieces: dict[int, dict[int, bytes]] = {}
         """Answers that come in pieces, by task word: those that are here."""
         self.mutex = threading.RLock()
@@ -118,7 +143,13 @@ class Pump:
         self.new_task_id = self._ids.__next__
 
     def post(
-        self, future: TaskFuture, ref: FunctionRef, call: bytes | Encoded, flags: int, name: object
+        self,
+        future: TaskFuture,
+        ref: FunctionRef,
+        call: bytes | Encoded,
+        flags: int,
+        name: object,
+        policy: Policy = NO_POLICY,
     ) -> None:
         """Commit a task by one append, then post it, or leave that to whoever is at work already.
 
@@ -130,11 +161,13 @@ class Pump:
             keep = keep, call.keep  # type: ignore[union-attr]
             if not call.buffers:  # type: ignore[union-attr]
                 call = call.meta  # type: ignore[union-attr]
+        if policy is not NO_POLICY:
+            flags |= self._note(future.task_id, policy)
         if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
-            record: TaskRecord = Record(future.task_id, future, payload + call, flags, keep, name)
+            record: TaskRecord = Record(future.task_id, future, payload + call, flags, keep, name, policy)
             self.inbox.append(record)
         else:
-            record = Record(future.task_id, future, payload, flags, keep, name)
+            record = Record(future.task_id, future, payload, flags, keep, name, policy)
             parts = parts_of(call)
             try:
                 if not self.place_in_memory(record, parts):
@@ -150,6 +183,18 @@ class Pump:
         elif len(self.inbox) >= DEFER:
             self.pump()
 
+    def _note(self, task_id: int, policy: Policy) -> int:
+        """What the policy of a task that is about to be posted calls for; the flags of its slot."""
+        flags = AGAIN if policy.may_repeat else 0
+        timeout = policy.timeout
+        if timeout is None:
+            return flags
+        self.least_timeout = min(timeout, self.least_timeout) if self.timed else timeout
+        self.timed.add(task_id)
+        if time.monotonic() + timeout < self.next_look:
+            self._on_news()
+        return flags | TIMED
+
     def _withdraw_uncommitted(self, record: TaskRecord) -> None:
         """An exception came before the task was committed, or right after: in that case it is left alone.
 
@@ -160,6 +205,7 @@ class Pump:
             if type(block) is Handle:
                 self.board.blocks.free(block)
             self.placed.discard(record.task_id)
+            self.timed.discard(record.task_id)
 
     def _place_function(self, ref: FunctionRef) -> bytes:
         """Put a function where members find it; what comes back begins every call of it."""
@@ -395,6 +441,9 @@ class Pump:
                 continue
             if isinstance(result, outcome.Value):
                 self.settle(record, result.value, None, TaskEvent.ANSWER)
+            elif record.policy.retries:
+                self.failed.append((record, word, result.exception))
+                self._on_news()
             else:
                 self.settle(record, None, result.exception, TaskEvent.ANSWER)
             if handle is not None:
@@ -495,6 +544,8 @@ class Pump:
     def forget(self, record: TaskRecord, event: TaskEvent) -> None:
         """The task is over: free its arguments, close its record.  Under ``mutex``."""
         self.pieces.pop(record.word, None)
+        if record.policy is not NO_POLICY:
+            self.timed.discard(record.task_id)
         block = record.block
         if block is not None and type(block) is Handle:
             self.board.blocks.free(block)
@@ -561,11 +612,15 @@ class Pump:
                 return False
             record = self.ledger.records.get(future.task_id)
             if record is None:
+                return future.mark_cancelled()  # who would post it forgets it instead
+            if record.state is TaskState.PENDING:
+                self.retry_cancelled = True
+                self._on_news()
                 return future.mark_cancelled()
             try:
                 if record.lane < 0 or not self.board.lanes[record.lane].remove(record.position, record.word):
                     return False
-                return self._withdrawn(record)
+                return self.withdrawn(record)
             except BaseException:
                 self.doubtful.append(record)
                 self._on_news()
@@ -586,11 +641,39 @@ class Pump:
                     for row in board.rows:
                         self.drain_row(row.index)
                     if not record.future.done():
-                        self._withdrawn(record)
+                        self.withdrawn(record)
                         record.future.notify_cancelled()
                 self.doubtful.popleft()
 
-    def _withdrawn(self, record: TaskRecord) -> bool:
+    def stop(self, future: TaskFuture, kill: Callable[[int], None]) -> bool:
+        """Cancel the task of ``future`` while a member runs it, which ``kill`` ends; False if none does."""
+        mutex, board = self.mutex, self.board
+        if mutex._is_owned():  # type: ignore[attr-defined]
+            return False
+        with mutex:
+            record = None if self.ended else self.ledger.records.get(future.task_id)
+            if record is None:
+                return False
+            for row in board.rows:
+                if board.words[row.claim] == record.word and board.condemn(row.index, record.word):
+                    record.stopped = CANCELLED  # if this is interrupted from here on, the death finishes it
+                    kill(row.index)
+                    self.drain_row(row.index)
+                    if future.done():
+                        return False
+                    if type(record.block) is Handle:
+                        self.orphans.setdefault(row.index, []).append(record.block)
+                        record.block = None
+                    return self.withdrawn(record)
+        return False
+
+    def bury_orphans(self, at: int) -> None:
+        """The member of this row is dead: nobody uses the arguments of tasks that it was killed for."""
+        for handle in self.orphans.pop(at, ()):
+            self.board.blocks.free(handle)
+
+    def withdrawn(self, record: TaskRecord) -> bool:
+        """Nobody will run the task (any more): forget it.  Under ``mutex``."""
         self.forget(record, TaskEvent.CANCEL)
         marked = record.future.mark_cancelled()
         self._on_news()

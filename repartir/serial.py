@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import itertools
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from repartir import mapping, optional, worker
 from repartir.codec import Encoded, encode_value, parts_of
 from repartir.future import Future
+from repartir.policy import Policy
 from repartir.stats import ExecutorStats, shared_bytes
 
 P = ParamSpec("P")
@@ -21,8 +24,11 @@ T = TypeVar("T")
 class SerialExecutor(concurrent.futures.Executor):
     """Runs every call at once, in the calling thread; nothing is pickled.
 
-    Takes the arguments of ``Executor``; those that concern processes have no effect.
+    Takes the arguments and options of ``Executor``; those that concern processes, such as time-outs, have no effect.
     """
+
+    _executor: SerialExecutor | None = None
+    """The one whose options these are."""
 
     def __init__(
         self,
@@ -36,11 +42,13 @@ class SerialExecutor(concurrent.futures.Executor):
         out_of_band: int | str | None = None,
         shm_limit: int | str | None = None,
         shm_timeout: float | None = None,
+        **options: Any,
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self.name = name
         self._shut = False
+        self._policy = Policy(**options)
         if initializer is not None:
             initializer(*initargs)
 
@@ -49,12 +57,11 @@ class SerialExecutor(concurrent.futures.Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call ``fn`` now; the future that comes back is done."""
-        if self._shut:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+        self._check_open()
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
         try:
-            value = call(fn, args, kwargs)
+            value = self._call(fn, args, kwargs)
         except KeyboardInterrupt:
             raise
         except BaseException as exc:  # noqa: BLE001 - the future carries all that a task raises
@@ -75,14 +82,20 @@ class SerialExecutor(concurrent.futures.Executor):
 
         The items are taken at the call; with ``buffersize`` only so many chunks, and then one item for each result.
         """
-        if self._shut:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+        self._check_open()
         mapping.check_arguments(chunksize, buffersize)
         until = mapping.deadline(timeout)
         # A generator, since an exhausted zip would take more of its longer iterables when asked again.
         items = (args for args in zip(*iterables, strict=False))
         ahead = None if buffersize is None else buffersize * (chunksize or 1)
         return self._each(fn, deque(itertools.islice(items, ahead)), items, until)
+
+    def options(self, **options: Any) -> SerialExecutor:
+        """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped."""
+        changed = copy.copy(self)
+        changed._executor = self
+        changed._policy = self._policy.changed(**options)
+        return changed
 
     def share(self, value: Any, *, writable: bool = False) -> Any:
         """As `Executor.share`: for any executor."""
@@ -93,8 +106,9 @@ class SerialExecutor(concurrent.futures.Executor):
         return ExecutorStats(shared_bytes=shared_bytes())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; none is ever pending."""
-        self._shut = True
+        """Take no more calls; none is ever pending.  What `options` returned ends nothing."""
+        if self._executor is None:
+            self._shut = True
 
     def terminate_workers(self) -> None:
         """Take no more calls; there are no workers."""
@@ -103,6 +117,23 @@ class SerialExecutor(concurrent.futures.Executor):
     def kill_workers(self) -> None:
         """Take no more calls; there are no workers."""
         self.shutdown()
+
+    def _check_open(self) -> None:
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._executor is not None:
+            self._executor._check_open()
+
+    def _call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        policy = self._policy
+        for failures in itertools.count(1):
+            try:
+                return call(fn, args, kwargs)
+            except BaseException as exc:
+                if not policy.retries_after(exc, failures):
+                    raise
+            time.sleep(policy.delay(failures, random.Random()))
+        raise AssertionError("unreachable")
 
     def _each(
         self,
@@ -114,7 +145,7 @@ class SerialExecutor(concurrent.futures.Executor):
         while taken:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError
-            value = call(fn, taken.popleft(), {})
+            value = self._call(fn, taken.popleft(), {})
             taken.extend(itertools.islice(items, 1))
             yield value
             del value

@@ -35,7 +35,7 @@ class TaskEvent(enum.Enum):
     ANSWER = "answer"
     """Its member's answer arrived."""
     REPOST = "repost"
-    """Its member died before it began the task."""
+    """There is to be another attempt: its member died before it began the task, or the user wants a failed one repeated."""
     FAIL = "fail"
     """It will never run to its end: its member died in it, or the executor broke."""
     CANCEL = "cancel"

@@ -65,11 +65,14 @@ Report = MemberExited | NurseryExited
 class Supervisor:
     """Starts the nursery of one executor, after ``connect`` by ``start``, and talks to it."""
 
-    def __init__(self, board: Board, start_method: str, members: MemberSettings, wake_fd: int) -> None:
+    def __init__(
+        self, board: Board, start_method: str, members: MemberSettings, wake_fd: int, stacks_fd: int = -1
+    ) -> None:
         self._board = board
         self._start_method = start_method
         self._members = members
         self._wake_fd = wake_fd
+        self._stacks_fd = stacks_fd
         self._starts = 0
         self._quitting = False
         self._pending = b""
@@ -120,6 +123,10 @@ class Supervisor:
 
     def kill(self, row: int) -> None:
         self._send(Operation.KILL, row)
+
+    def dump(self, row: int) -> None:
+        """Have the member of ``row`` write its stacks to the file for them."""
+        self._send(Operation.DUMP, row)
 
     def quit(self) -> None:
         """Have the nursery end once all members have."""
@@ -190,10 +197,11 @@ class Supervisor:
                 os.kill(pid, signal.SIGKILL)
 
     def _fork_nursery(self) -> None:
-        board, members, wake_fd, theirs = self._board, self._members, self._wake_fd, self._theirs
+        board, members, theirs = self._board, self._members, self._theirs
+        wake_fd, stacks_fd = self._wake_fd, self._stacks_fd
 
         def run(row: int) -> None:
-            Worker(board, row, wake_fd, members).run()
+            Worker(board, row, wake_fd, members, stacks_fd).run()
 
         settings = NurserySettings(os.getpid(), self._start_method, run)
         mask = _sigmask(signal.SIG_BLOCK, ())
@@ -221,7 +229,7 @@ class Supervisor:
     def _spawn_nursery(self) -> None:
         from multiprocessing.util import spawnv_passfds
 
-        fds = [self._theirs.fileno(), self._wake_fd, *self._board.descriptors()]
+        fds = [self._theirs.fileno(), self._wake_fd, self._stacks_fd, *self._board.descriptors()]
         command = fresh_command(fds)
         start = FreshStart.of_this_process(self._start_method, self._members)
         self._nurseries.append(spawnv_passfds(os.fsencode(command[0]), command, fds))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from repartir import optional, outcome
+from repartir import optional, outcome, stacks
 from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
@@ -26,6 +26,7 @@ from repartir.shm.blocks import BlockRef, watch
 from repartir.shm.board import Board, ClientSleep, Kind, MemberState
 from repartir.shm.deque import Entry, TaskDeque
 from repartir.shm.layout import (
+    AGAIN,
     ANSWER,
     ANSWER_IN_BLOCK,
     ANSWER_PIECE,
@@ -35,6 +36,7 @@ from repartir.shm.layout import (
     IN_BLOCK,
     MEMBER_BROKEN,
     MEMBER_READY,
+    TIMED,
 )
 
 FUNCTION = struct.Struct(f"=Q{HANDLE_BYTES}s")
@@ -69,12 +71,15 @@ class MemberSettings:
 class Worker:
     """The loop of one CPU member, on row ``index`` of the board."""
 
-    def __init__(self, board: Board, index: int, wake_fd: int, settings: MemberSettings) -> None:
+    def __init__(
+        self, board: Board, index: int, wake_fd: int, settings: MemberSettings, stacks_fd: int = -1
+    ) -> None:
         self._board = board
         self._index = index
         self._row = board.rows[index]
         self._words = board.words
         self._wake_fd = wake_fd
+        self._stacks_fd = stacks_fd
         self._settings = settings
         self._functions = FunctionCache()
         self._lane = board.lanes[index]
@@ -101,6 +106,8 @@ class Worker:
         """Serve tasks until the executor closes or this worker has run its share."""
         global _current
         _current = self
+        if self._stacks_fd >= 0:
+            stacks.answer_signals(self._stacks_fd)
         self._words[self._row.state] = MemberState.INITIALIZING
         if not self._initialize():
             return
@@ -109,8 +116,8 @@ class Worker:
         left = self._settings.max_tasks or -1
         while left:
             entry = self.find_work() or self._rest()
-            if entry is None:
-                break
+            if entry is None or self._words[self._row.condemned]:
+                break  # a claim that was not begun is given to another
             self.run_one(entry)
             del entry
             if self._dead:
@@ -140,6 +147,8 @@ class Worker:
         result = self._call(payload, flags)
         if os.getpid() != self._pid:
             os._exit(0)
+        if flags & TIMED:
+            words[row.began] = 0
         self.answer(word, result)
         words[row.runs] += 1
 
@@ -186,23 +195,26 @@ class Worker:
                 meta, *parts = self._board.blocks.load(Handle.unpack(function_block))
                 fn = self._functions.put(key, bytes(meta), parts)
             if flags & IN_BLOCK:
-                args, kwargs = self._decode_in_place(Handle.unpack(payload[HEAD_BYTES:]))
+                args, kwargs = self._decode_in_place(Handle.unpack(payload[HEAD_BYTES:]), flags)
             else:
                 args, kwargs = decode(payload[HEAD_BYTES:])
         except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
             return outcome.caught(exc)
+        if flags & TIMED:
+            self._words[self._row.began] = time.monotonic_ns()
         if flags & CALL_MANY:
             return outcome.capture(call_many, (fn, args), {})
         if flags & CALL_EACH:
             return outcome.capture(call_each, (fn, args), {})
         return outcome.capture(fn, args, kwargs)
 
-    def _decode_in_place(self, handle: Handle) -> Any:
+    def _decode_in_place(self, handle: Handle, flags: int) -> Any:
         """The arguments in a block: no other task has it, so their arrays lie there and are this task's own to write.
 
-        In a process whose tasks fork children they are copied, lest each such task costs a block.
+        Where there may be another attempt they are copied, and in a process whose tasks fork children, lest each such
+        task costs a block.
         """
-        if self._has_forked:
+        if self._has_forked or flags & AGAIN:
             copy, *buffers = self._board.blocks.load(handle)
             return decode(copy, buffers)
         opened = self._board.blocks.open(handle)

@@ -59,7 +59,19 @@ class ClientSleep(enum.IntEnum):
 class Row:
     """One member's row: indices of its words."""
 
-    __slots__ = ("blocked", "claim", "index", "kind", "pid", "runs", "started", "state", "steals")
+    __slots__ = (
+        "began",
+        "blocked",
+        "claim",
+        "condemned",
+        "index",
+        "kind",
+        "pid",
+        "runs",
+        "started",
+        "state",
+        "steals",
+    )
 
     def __init__(self, index: int, base: int) -> None:
         first = base // WORD
@@ -72,6 +84,8 @@ class Row:
         self.runs = first + layout.R_RUNS
         self.steals = first + layout.R_STEALS
         self.blocked = first + layout.R_BLOCKED
+        self.began = first + layout.R_BEGAN
+        self.condemned = first + layout.R_CONDEMNED
 
 
 class BoardClosed(InternalError):  # noqa: N818
@@ -173,9 +187,22 @@ class Board:
         """Make a dead member's row ready for its successor.  Its lane keeps its tasks."""
         row = self.rows[index]
         self.parking.forget(index)
-        for word in (row.pid, row.state, row.claim, row.started, row.blocked):
+        for word in (row.pid, row.state, row.claim, row.started, row.blocked, row.began, row.condemned):
             self.words[word] = 0
         self.semaphores[index].create()
+
+    def condemn(self, index: int, word: int) -> bool:
+        """Whether the member of this row may be killed at no other task's expense: it is still at task ``word``.
+
+        From now on it begins no other task but ends instead.  When this is False it is not condemned (any more).
+        """
+        row, words = self.rows[index], self.words
+        words[row.condemned] = word
+        self.lock_and_unlock_all()  # a claim that is made from now on is made by a member that sees the word above
+        if words[row.claim] == word:
+            return True
+        words[row.condemned] = 0
+        return False
 
     def lock_and_unlock_all(self) -> None:
         """Take every deque's lock once, so that the repairs which a death calls for are done."""

@@ -28,7 +28,7 @@ H_SPIN_MASK_W = 40
 MAX_ROWS = (H_SPIN_MASK_W - H_IDLE_MASK_W) * 64
 
 ROW_BYTES = 256
-R_KIND, R_PID, R_STATE, R_CLAIM, R_STARTED, R_RUNS, R_STEALS, R_BLOCKED = range(8)
+R_KIND, R_PID, R_STATE, R_CLAIM, R_STARTED, R_RUNS, R_STEALS, R_BLOCKED, R_BEGAN, R_CONDEMNED = range(10)
 R_SEMAPHORE = 128  # byte offset; a POSIX sem_t needs 32
 
 LOCK_BYTES = 64
@@ -42,6 +42,8 @@ SLOT_PAYLOAD_BYTES = SLOT_BYTES - SLOT_HEADER_BYTES
 IN_BLOCK = 1 << 63  # flags in the size word: the payload ends in a handle of an arena block
 CALL_MANY = 1 << 62  # the arguments are argument tuples, for one call each
 CALL_EACH = 1 << 61  # the arguments are for one call each
+TIMED = 1 << 60  # the member notes when the call begins
+AGAIN = 1 << 59  # the arguments may be needed for another attempt: the task gets copies
 SIZE_MASK = (1 << 32) - 1
 
 OUTBOX_HEADER_BYTES = 256

@@ -58,6 +58,7 @@ def make_board(world: World, rows: int) -> Board:
     for row in board.rows:
         words[row.kind] = Kind.CPU
         names = {row.claim: "claim", row.started: "started", row.runs: "runs", row.steals: "steals"}
+        names[row.condemned] = "condemned"
         words.names.update({word: f"{name} of {row.index}" for word, name in names.items()})
         for what, deques in (("lane", board.lanes), ("spawn deque", board.spawns)):
             it = deques[row.index]
@@ -90,6 +91,8 @@ class RingWorker(Worker):
         """Run up to ``tasks`` tasks that can be found."""
         for _ in range(tasks):
             if entry := self.find_work():
+                if self._words[self._row.condemned]:
+                    return
                 self.run_one(entry)
 
 

@@ -33,6 +33,13 @@ def test_a_worker_death_keeps_its_attributes(cls: type[errors.WorkerDied]) -> No
         assert str(copy) == "worker 3 died"
 
 
+def test_a_time_out_keeps_its_attributes() -> None:
+    error = errors.TaskTimeout("stopped", task="fit", elapsed=1.5, stack="in fit")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.task, copy.elapsed, copy.stack, str(copy)) == ("fit", 1.5, "in fit", "stopped")
+    assert copy.errno is None
+
+
 def test_a_worker_death_without_details() -> None:
     error = errors.WorkerDied("the pool is broken")
     assert (error.exit_code, error.signal, error.task) == (None, None, None)
@@ -43,6 +50,7 @@ def test_a_worker_death_without_details() -> None:
     [
         (errors.WorkerDied, (BrokenProcessPool, BrokenExecutor, RuntimeError)),
         (errors.PoisonTask, (errors.WorkerDied,)),
+        (errors.TaskTimeout, (TimeoutError,)),
         (errors.SharedMemoryFull, (MemoryError,)),
         (errors.TaskNotSerializable, (pickle.PicklingError, TypeError)),
     ],

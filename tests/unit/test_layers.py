@@ -18,7 +18,7 @@ PACKAGE = "repartir"
 
 # From the top; within a line, left to right. A folder's own name stands for its `__init__`.
 LAYERS = f"""
-    errors optional
+    errors optional policy
     task
     shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox
     shm.parts shm.arena shm.blocks shm.board shm
@@ -27,10 +27,10 @@ LAYERS = f"""
     portable outcome
     future
     command
-    hygiene environment worker nursery
+    hygiene environment stacks worker nursery
     states ledger pump
     stats
-    supervisor members broker
+    supervisor attempts members broker
     mapping serial executor
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net

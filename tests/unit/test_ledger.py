@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from repartir.errors import InternalError
-from repartir.ledger import MAX_REPOSTS, Ledger, Record, Repost, Settle
+from repartir.ledger import MAX_REPOSTS, Died, Ledger, Record, Repost
 from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
 from repartir.states import TaskEvent, TaskState
 
@@ -145,7 +145,7 @@ class TestMemberDied:
 
     def test_started_fails(self) -> None:
         ledger, record = entered()
-        assert ledger.member_died([record.word], record.word) == [Settle(record)]
+        assert ledger.member_died([record.word], record.word) == [Died(record, begun=True)]
 
     def test_no_claim_is_nothing(self) -> None:
         ledger, record = entered()
@@ -173,14 +173,14 @@ class TestMemberDied:
             assert ledger.member_died([record.word], NOTHING) == [Repost(record)]
             ledger.repost(record)
             ledger.enter(record)
-        assert ledger.member_died([record.word], NOTHING) == [Settle(record, poison=True)]
+        assert ledger.member_died([record.word], NOTHING) == [Died(record, begun=False)]
 
     def test_begun_at_the_last_attempt_it_is_no_poison(self) -> None:
         ledger, record = entered()
         for _ in range(MAX_REPOSTS):
             ledger.repost(record)
             ledger.enter(record)
-        assert ledger.member_died([record.word], record.word) == [Settle(record)]
+        assert ledger.member_died([record.word], record.word) == [Died(record, begun=True)]
 
     def test_a_stack_of_claims_is_judged_one_by_one(self) -> None:
         ledger, settled = entered(1)
@@ -189,7 +189,7 @@ class TestMemberDied:
         ledger.enter(claimed)
         ledger.close(settled, TaskEvent.ANSWER)
         words = [settled.word, begun.word, claimed.word]
-        assert ledger.member_died(words, begun.word) == [Settle(begun), Repost(claimed)]
+        assert ledger.member_died(words, begun.word) == [Died(begun, begun=True), Repost(claimed)]
 
 
 def test_repost_is_a_new_attempt_without_a_place() -> None:
@@ -279,9 +279,9 @@ class LedgerMachine(RuleBasedStateMachine):
             if task.settled or not task.posted or word != task_word(word >> ATTEMPT_BITS, task.attempt):
                 continue
             if word == started:
-                expected.append(Settle(task.record))
+                expected.append(Died(task.record, begun=True))
             elif task.attempt > MAX_REPOSTS:
-                expected.append(Settle(task.record, poison=True))
+                expected.append(Died(task.record, begun=False))
             else:
                 expected.append(Repost(task.record))
         assert actions == expected

@@ -21,6 +21,7 @@ NAMES = [
     "SharedArray",
     "SharedMemoryFull",
     "TaskNotSerializable",
+    "TaskTimeout",
     "WorkerDied",
     "__version__",
     "current_executor",

@@ -1,0 +1,254 @@
+"""Attempts that end badly: time-outs, deaths, errors; and whether there is another one, and when.
+
+All of it in the broker's thread, which no signal handler interrupts.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from repartir.diagnosis import describe
+from repartir.errors import PoisonTask, TaskTimeout, WorkerDied
+from repartir.ledger import MAX_REPOSTS
+from repartir.pump import CANCELLED, Pump, TaskRecord
+from repartir.stacks import StackFile
+from repartir.states import TaskEvent
+from repartir.supervisor import Supervisor, describe_exit
+
+_STACK_S = 0.1
+"""How long a member that is to be killed may take to write its stacks."""
+_STACK_CHECK_S = 0.003
+_LEAST_LOOK_S = 0.001
+
+
+@dataclass(slots=True)
+class _Overdue:
+    """A task whose time is over, until its member is told to end."""
+
+    record: TaskRecord
+    row: int
+    word: int
+    elapsed: float
+    asked_at: float | None = None
+    size: int = 0
+
+
+class Attempts:
+    """Retries and time-outs of one executor's tasks; ``clock`` gives seconds as ``time.monotonic`` does in the members."""
+
+    def __init__(
+        self,
+        pump: Pump,
+        supervisor: Supervisor,
+        stacks: StackFile,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._pump = pump
+        self._board = pump.board
+        self._supervisor = supervisor
+        self._stacks = stacks
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._later: list[tuple[float, int, TaskRecord]] = []
+        self._order = itertools.count()
+        self._overdue: deque[_Overdue] = deque()
+        self._graces: list[tuple[float, int, int]] = []
+
+    def look(self) -> bool:
+        """Do what is due, and tell the pump when to look again; whether something was settled."""
+        pump = self._pump
+        settled = bool(pump.failed)
+        while pump.failed:
+            record, word, error = pump.failed[0]
+            with pump.mutex:
+                if record.word == word and record.task_id in pump.ledger.records:
+                    self._ended(record, error, died=False)
+            pump.failed.popleft()
+        if pump.retry_cancelled:
+            pump.retry_cancelled = False
+            self._forget_cancelled()
+        waits = []
+        if self._later:
+            waits.append(self._post_due())
+        if pump.timed:
+            waits.append(self._find_overdue())
+        if self._overdue:
+            waits.append(self._stop_overdue())
+        if self._graces:
+            waits.append(self._end_graces())
+        pump.next_look = self._clock() + max(min(waits), _LEAST_LOOK_S) if waits else float("inf")
+        return settled
+
+    def died(self, record: TaskRecord, exit_code: int, *, begun: bool) -> None:
+        """The task's member died in it, or for the last time before it.  Under the pump's mutex."""
+        if record.stopped is CANCELLED:
+            self._pump.withdrawn(record)
+            record.future.notify_cancelled()
+        elif record.stopped is not None:
+            self._ended(record, record.stopped, died=False)
+        elif begun:
+            record.deaths += 1
+            self._ended(record, _died(record, exit_code), died=True)
+        else:
+            self._pump.settle(record, None, _never_begun(record, exit_code), TaskEvent.FAIL)
+
+    def _ended(self, record: TaskRecord, error: BaseException, *, died: bool) -> None:
+        """An attempt ended with this error: another one, or the end of the task."""
+        pump = self._pump
+        if record.future.done():
+            return pump.forget(record, TaskEvent.CANCEL)
+        if record.may_retry(error, died=died):
+            record.failures = (*record.failures, error)
+            try:
+                delay = record.policy.delay(len(record.failures), self._rng)
+            except Exception as exc:  # noqa: BLE001 - of the user's back-off function
+                return pump.settle(record, None, exc, TaskEvent.FAIL)
+            pump.ledger.repost(record)
+            heapq.heappush(self._later, (self._clock() + delay, next(self._order), record))
+            return None
+        if died and record.is_poison():
+            error = _poison(record, error)
+        elif record.failures:
+            attempts = len(record.failures) + 1
+            for nth, earlier in enumerate(record.failures, 1):
+                error.add_note(f"attempt {nth} of {attempts} failed with {describe(earlier)}")
+            error.add_note(f"attempt {attempts} of {attempts} failed with this error")
+        return pump.settle(record, None, error, TaskEvent.FAIL)
+
+    def _forget_cancelled(self) -> None:
+        with self._pump.mutex:
+            for _, _, record in self._later:
+                if record.future.done():
+                    self._pump.forget(record, TaskEvent.CANCEL)
+        self._later = [later for later in self._later if not later[2].future.done()]
+        heapq.heapify(self._later)
+
+    def _post_due(self) -> float:
+        """Post tasks whose back-off is over; seconds until the next."""
+        pump, now = self._pump, self._clock()
+        with pump.mutex:
+            while self._later and self._later[0][0] <= now:
+                record = heapq.heappop(self._later)[2]
+                if record.future.done():
+                    pump.forget(record, TaskEvent.CANCEL)
+                else:
+                    pump.inbox.append(record)
+        pump.pump_surely()
+        return self._later[0][0] - now if self._later else float("inf")
+
+    def _find_overdue(self) -> float:
+        """Condemn members whose task has used up its time; seconds until the next might have."""
+        pump, board, words = self._pump, self._board, self._board.words
+        now = self._clock()
+        wait = pump.least_timeout
+        for row in board.rows:
+            word = words[row.claim]
+            record = pump.ledger.claimant(word)
+            if record is None or record.policy.timeout is None or record.stopped is not None:
+                continue
+            began = words[row.began]
+            elapsed = now - began / 1e9
+            if not began or words[row.claim] != word:
+                continue
+            if elapsed < record.policy.timeout:
+                wait = min(wait, record.policy.timeout - elapsed)
+                continue
+            with pump.mutex:
+                if pump.ledger.claimant(word) is record and board.condemn(row.index, word):
+                    record.stopped = _timeout(record, elapsed, "")
+                    self._overdue.append(_Overdue(record, row.index, word, elapsed))
+        return wait
+
+    def _stop_overdue(self) -> float:
+        """Have the first overdue member write its stacks, then end it; seconds until the next step."""
+        while self._overdue:
+            first = self._overdue[0]
+            now = self._clock()
+            if not self._is_at(first.row, first.word):
+                self._overdue.popleft()
+                continue
+            if first.asked_at is None:
+                self._stacks.rewind()
+                self._supervisor.dump(first.row)
+                first.asked_at = now
+                return _STACK_CHECK_S
+            size = self._stacks.size()
+            if (not size or size != first.size) and now - first.asked_at < _STACK_S:
+                first.size = size
+                return _STACK_CHECK_S
+            record = first.record
+            if record.stopped is not None and record.stopped is not CANCELLED:
+                record.stopped = _timeout(record, first.elapsed, self._stacks.text())
+            if record.policy.grace:
+                self._supervisor.terminate(first.row)
+                self._graces.append((now + record.policy.grace, first.row, first.word))
+            else:
+                self._supervisor.kill(first.row)
+            self._overdue.popleft()
+        return float("inf")
+
+    def _end_graces(self) -> float:
+        now = self._clock()
+        for _, row, word in [grace for grace in self._graces if grace[0] <= now]:
+            if self._is_at(row, word):
+                self._supervisor.kill(row)
+        self._graces = [grace for grace in self._graces if grace[0] > now]
+        return min((when for when, _, _ in self._graces), default=float("inf")) - now
+
+    def _is_at(self, row: int, word: int) -> bool:
+        """Whether the member that was condemned for this task is still alive."""
+        return bool(self._board.words[self._board.rows[row].condemned] == word)
+
+
+def _timeout(record: TaskRecord, elapsed: float, stack: str) -> TaskTimeout:
+    told = f" It was at:\n{stack}" if stack else ""
+    return TaskTimeout(
+        f"task {record.title!r} was stopped after {elapsed:.3g} s: its time-out is {record.policy.timeout:g} s. "
+        f"Its worker was replaced; other tasks are not affected.{told}",
+        task=record.title,
+        elapsed=elapsed,
+        stack=stack,
+    )
+
+
+def _died(record: TaskRecord, code: int) -> WorkerDied:
+    exit_code, number = (code, None) if code >= 0 else (None, -code)
+    return WorkerDied(
+        f"the worker that ran task {record.title!r} died ({describe_exit(code)}). The task may have run in part; "
+        "other tasks are not affected.",
+        exit_code=exit_code,
+        signal=number,
+        task=record.title,
+    )
+
+
+def _never_begun(record: TaskRecord, code: int) -> PoisonTask:
+    exit_code, number = (code, None) if code >= 0 else (None, -code)
+    return PoisonTask(
+        f"{MAX_REPOSTS + 1} workers in a row died before they could begin task {record.title!r} "
+        f"(last: {describe_exit(code)})",
+        exit_code=exit_code,
+        signal=number,
+        task=record.title,
+    )
+
+
+def _poison(record: TaskRecord, last: BaseException) -> PoisonTask:
+    deaths = [error for error in (*record.failures, last) if isinstance(error, WorkerDied)]
+    how = ", ".join(
+        describe_exit(death.exit_code if death.exit_code is not None else -(death.signal or 0))
+        for death in deaths
+    )
+    return PoisonTask(
+        f"task {record.title!r} killed {len(deaths)} workers ({how}) and is given up: poison_limit={len(deaths)}",
+        exit_code=deaths[-1].exit_code,
+        signal=deaths[-1].signal,
+        task=record.title,
+    )

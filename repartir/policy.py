@@ -1,0 +1,126 @@
+"""What may be asked for one task: time-out, retries, back-off; the keywords of ``Executor.options``.
+
+A ``Policy`` decides and does nothing: it knows no clock, and chance only as the generator that it is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+POISON_LIMIT = 3
+"""A task that may be run again and killed so many workers is given up."""
+LONGEST_BACKOFF_S = 60.0
+_JITTER = 0.5
+
+Backoff = float | Callable[[int], float]
+
+
+class Unset:
+    """The default of an option that is not given: it stays as it was."""
+
+    def __repr__(self) -> str:
+        return "unchanged"
+
+
+UNSET: Any = Unset()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a task is to be treated.
+
+    Attributes:
+        timeout: seconds that one attempt may take, from the call of the function; None: no limit.
+        grace: seconds between SIGTERM and SIGKILL when it is stopped; 0: SIGKILL at once.
+        retries: how often a task that failed is run again.
+        retry_on: exceptions that are worth another attempt; deaths and time-outs are exceptions, too.
+        backoff: seconds before the first retry, doubled for each further one (at most a minute) and varied by half; or a
+            function of the number of failures that gives the seconds.
+        idempotent: a task whose worker died in it may be run again, whatever ``retries`` says.
+        poison_limit: how many workers such a task may kill before it is given up; None: any number.
+        name: what messages call the task; None: the function's name.
+    """
+
+    timeout: float | None = None
+    grace: float = 0.0
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+    backoff: Backoff = 0.1
+    idempotent: bool = False
+    poison_limit: int | None = POISON_LIMIT
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None:
+            _check_seconds("timeout", self.timeout, least_is_allowed=False)
+        _check_seconds("grace", self.grace)
+        _check_count("retries", self.retries, 0)
+        if self.poison_limit is not None:
+            _check_count("poison_limit", self.poison_limit, 1)
+        object.__setattr__(self, "retry_on", as_tuple(self.retry_on))
+        for kind in self.retry_on:
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise TypeError(f"retry_on must be exception classes, not {kind!r}")
+        if not callable(self.backoff):
+            _check_seconds("backoff", self.backoff)
+        if self.name is not None and not isinstance(self.name, str):
+            raise TypeError(f"name must be a string or None, not {type(self.name).__name__}")
+
+    def changed(self, **options: Any) -> Policy:
+        """This policy with the options that are not ``UNSET``."""
+        given = {name: value for name, value in options.items() if value is not UNSET}
+        return dataclasses.replace(self, **given) if given else self
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the task's arguments may be needed a second time."""
+        return self.retries > 0 or self.idempotent
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each item of a map must be a task of its own."""
+        return self.timeout is not None or self.may_repeat
+
+    def retries_after(self, error: BaseException, failures: int) -> bool:
+        """Whether there is to be another attempt after this error, the ``failures``-th."""
+        return failures <= self.retries and isinstance(error, self.retry_on)
+
+    def delay(self, failures: int, rng: random.Random) -> float:
+        """Seconds between the ``failures``-th failure and the next attempt."""
+        if callable(self.backoff):
+            seconds = self.backoff(failures)
+            _check_seconds("what backoff returns", seconds)
+            return float(seconds)
+        longest = min(self.backoff * 2.0 ** min(failures - 1, 64), LONGEST_BACKOFF_S)
+        return longest * (1 - _JITTER * rng.random())
+
+
+def as_tuple(kinds: type[BaseException] | tuple[type[BaseException], ...]) -> tuple[type[BaseException], ...]:
+    """Exception classes as ``except`` takes them: one, or several."""
+    return kinds if isinstance(kinds, tuple) else (kinds,)
+
+
+def _check_seconds(what: str, value: Any, *, least_is_allowed: bool = True) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{what} must be seconds, not {type(value).__name__}")
+    value = float(value)
+    if not (0 <= value < math.inf) or (value == 0 and not least_is_allowed):
+        raise ValueError(
+            f"{what} must be seconds, {'at least' if least_is_allowed else 'more than'} 0, not {value!r}"
+        )
+
+
+def _check_count(what: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, not {value}")
+
+
+NO_POLICY = Policy()

@@ -1,0 +1,53 @@
+"""The Python stacks of a member, also of one that hangs in C code: the interpreter's fault handler writes them on a signal.
+
+Members write to one file without a name that the client made, one at a time, when the nursery signals them.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import re
+import signal
+import sys
+
+from repartir.shm.segment import open_unlinked, shm_dir
+
+_LARGEST = 1 << 20
+_BELOW = re.compile(r'  File "[^"]*outcome\.py", line \d+ in capture\n(  .*\n?)*')
+SIGNAL = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
+"""Makes a member write its stacks to the file.  One that programs do not use for themselves."""
+
+
+def answer_signals(fd: int) -> None:
+    """In a member: its stacks go to ``fd`` on ``SIGNAL``, and to its stderr on SIGUSR1."""
+    if SIGNAL is not None:
+        faulthandler.register(SIGNAL, file=fd)
+    try:
+        stderr = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return  # there is none, or it is no file
+    faulthandler.register(signal.SIGUSR1, file=stderr)
+
+
+class StackFile:
+    """The client's end of the file.  Its offset is shared by all, so it is rewound for each dump."""
+
+    def __init__(self) -> None:
+        self.fd = open_unlinked(shm_dir())
+
+    def rewind(self) -> None:
+        os.ftruncate(self.fd, 0)
+        os.lseek(self.fd, 0, os.SEEK_SET)
+
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    def text(self) -> str:
+        """Without the frames below a task's own."""
+        return _BELOW.sub("", os.pread(self.fd, _LARGEST, 0).decode(errors="replace")).strip()
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,90 @@
+"""Functions that workers run in the tests of options: at module level, so that every start method finds them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def count(path: Path) -> int:
+    """How often this was called with that path, this time included."""
+    with open(path, "ab") as file:
+        file.write(b"x")
+    return path.stat().st_size
+
+
+def fails_first(path: Path, times: int, error: type[BaseException] = ValueError) -> int:
+    """Raises the first times; then returns which call it is."""
+    calls = count(path)
+    if calls <= times:
+        raise error(f"call {calls}")
+    return calls
+
+
+def dies_first(path: Path, times: int) -> int:
+    calls = count(path)
+    if calls <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return calls
+
+
+def hangs_first(path: Path, times: int) -> int:
+    calls = count(path)
+    if calls <= times:
+        sleep_long()
+    return calls
+
+
+def writes_and_fails_first(array: Any, path: Path, times: int) -> float:
+    """The sum of its argument, after it has written to it and failed so many times."""
+    total = float(array.sum())
+    array[:] = -1
+    fails_first(path, times)
+    return total
+
+
+def sleep_long() -> None:
+    """In one call into C."""
+    time.sleep(60)
+
+
+def spin_long() -> None:
+    """In Python alone."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        pass
+
+
+def ignore_sigterm_and_sleep() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sleep_long()
+
+
+def clean_up_on_sigterm(path: Path) -> None:
+    def leave(*_: object) -> None:
+        path.write_text("clean")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    sleep_long()
+
+
+def ring_and_sleep(path: Path, array: Any = None) -> None:
+    """Says that it has begun, then never ends."""
+    path.write_text(str(os.getpid()))
+    sleep_long()
+
+
+def sleep_if(number: int, bad: int) -> int:
+    if number == bad:
+        sleep_long()
+    return number
+
+
+def total(array: Any) -> float:
+    return float(np.asarray(array).sum())

@@ -1,0 +1,399 @@
+"""Time-outs, retries, back-off, poison, names, and stopping a task that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import operator
+import os
+import time
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repartir import PoisonTask, TaskTimeout, WorkerDied
+
+from . import option_tasks as tasks
+from .conftest import Make
+from .kinds import ours, workers
+from .sync import LIMIT_S
+
+AT_ONCE = 0.01
+"""A back-off that tests do not wait for."""
+
+
+def until(path: Path) -> None:
+    """Until a task says by this file that it has begun."""
+    deadline = time.monotonic() + LIMIT_S
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def own(make: Make) -> Any:
+    """An executor of this test alone: its workers die."""
+    return make(2)
+
+
+class TestTimeOut:
+    @workers
+    @pytest.mark.parametrize("hang", [tasks.sleep_long, tasks.spin_long])
+    def test_stops_the_task_and_says_where_it_was(self, own: Any, hang: Any) -> None:
+        began = time.monotonic()
+        error = own.options(timeout=0.2, name="fit").submit(hang).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert isinstance(error, TimeoutError)
+        assert 0.2 <= error.elapsed <= time.monotonic() - began < 5
+        assert error.task == "fit"
+        assert "'fit'" in str(error)
+        assert f"in {hang.__name__}" in error.stack
+        assert error.stack in str(error)
+        assert "in run_one" not in error.stack
+
+    @workers
+    def test_costs_no_other_task(self, own: Any, tmp_path: Path) -> None:
+        """One that runs beside it, and many that wait behind it."""
+        beside = own.submit(time.sleep, 0.5)
+        stopped = own.options(timeout=0.1).submit(tasks.sleep_long)
+        behind = [own.submit(pow, n, 2) for n in range(50)]
+        assert isinstance(stopped.exception(LIMIT_S), TaskTimeout)
+        assert beside.result(LIMIT_S) is None
+        assert [future.result(LIMIT_S) for future in behind] == [n * n for n in range(50)]
+        assert own.stats().lost == 0
+
+    @workers
+    def test_counts_from_the_call(self, make: Make) -> None:
+        """Not from the submit: those behind wait longer than they may run."""
+        limited = make(1).options(timeout=0.5)  # type: ignore[attr-defined]
+        futures = [limited.submit(time.sleep, 0.15) for _ in range(6)]
+        assert [future.exception(LIMIT_S) for future in futures] == [None] * 6
+
+    @workers
+    def test_each_attempt_has_its_own(self, own: Any, tmp_path: Path) -> None:
+        limited = own.options(timeout=0.2, retries=2, backoff=AT_ONCE)
+        assert limited.submit(tasks.hangs_first, tmp_path / "calls", 2).result(LIMIT_S) == 3
+
+    @workers
+    def test_of_many_tasks_at_once(self, own: Any) -> None:
+        limited = own.options(timeout=0.1)
+        futures = [limited.submit(tasks.sleep_if, n, n - n % 3) for n in range(9)]
+        errors = [future.exception(LIMIT_S) for future in futures]
+        assert [isinstance(error, TaskTimeout) for error in errors] == [n % 3 == 0 for n in range(9)]
+
+    @workers
+    def test_in_a_map_concerns_one_item(self, own: Any) -> None:
+        limited = own.options(timeout=0.2)
+        results = limited.map(tasks.sleep_if, range(6), [3] * 6)
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(TaskTimeout):
+            next(results)
+        assert list(own.map(abs, [-1])) == [1]
+
+    @workers
+    def test_after_sigterm_and_a_grace(self, own: Any, tmp_path: Path) -> None:
+        polite = own.options(timeout=0.1, grace=10)
+        error = polite.submit(tasks.clean_up_on_sigterm, tmp_path / "said").exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert (tmp_path / "said").read_text() == "clean"
+
+    @workers
+    def test_who_ignores_sigterm_is_killed_after_the_grace(self, own: Any) -> None:
+        began = time.monotonic()
+        error = own.options(timeout=0.1, grace=0.3).submit(tasks.ignore_sigterm_and_sleep).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert 0.4 <= time.monotonic() - began < 5
+
+    @workers
+    def test_not_reached_changes_nothing(self, own: Any) -> None:
+        limited = own.options(timeout=30)
+        assert [limited.submit(pow, n, 2).result(LIMIT_S) for n in range(100)] == [n * n for n in range(100)]
+        assert list(limited.map(operator.neg, range(100))) == [-n for n in range(100)]
+
+    @workers
+    def test_with_somebody_in_wait(self, own: Any) -> None:
+        future = own.options(timeout=0.1).submit(tasks.sleep_long)
+        assert concurrent.futures.wait([future], LIMIT_S).done == {future}
+
+    @workers
+    def test_while_another_thread_waits_for_something_else(self, own: Any) -> None:
+        """The waiter drives; the time-out is kept all the same."""
+        slow = own.submit(time.sleep, 1.0)
+        stopped = own.options(timeout=0.1).submit(tasks.sleep_long)
+        seen: list[float] = []
+        stopped.add_done_callback(lambda _: seen.append(time.monotonic()))
+        began = time.monotonic()
+        slow.result(LIMIT_S)
+        assert seen
+        assert seen[0] - began < 0.8
+
+
+class TestRetries:
+    @ours
+    def test_until_it_succeeds(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=3, backoff=AT_ONCE)
+        assert again.submit(tasks.fails_first, tmp_path / "calls", 2).result(LIMIT_S) == 3
+
+    @ours
+    def test_as_often_as_asked_and_the_error_lists_the_attempts(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=2, backoff=AT_ONCE)
+        error = again.submit(tasks.fails_first, tmp_path / "calls", 9).exception(LIMIT_S)
+        assert isinstance(error, ValueError)
+        assert str(error) == "call 3"
+        assert (tmp_path / "calls").stat().st_size == 3
+
+    @workers
+    def test_the_error_lists_the_attempts(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=2, backoff=AT_ONCE)
+        error = again.submit(tasks.fails_first, tmp_path / "calls", 9).exception(LIMIT_S)
+        assert error.__notes__ == [
+            "attempt 1 of 3 failed with ValueError: call 1",
+            "attempt 2 of 3 failed with ValueError: call 2",
+            "attempt 3 of 3 failed with this error",
+        ]
+
+    @ours
+    def test_only_for_what_is_worth_it(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=5, backoff=AT_ONCE, retry_on=(KeyError, OSError))
+        assert isinstance(again.submit(tasks.fails_first, tmp_path / "a", 9).exception(LIMIT_S), ValueError)
+        assert (tmp_path / "a").stat().st_size == 1
+        assert again.submit(tasks.fails_first, tmp_path / "b", 1, OSError).result(LIMIT_S) == 2
+
+    @ours
+    def test_none_unless_asked(self, own: Any, tmp_path: Path) -> None:
+        assert isinstance(own.submit(tasks.fails_first, tmp_path / "calls", 1).exception(LIMIT_S), ValueError)
+
+    @workers
+    def test_after_a_death(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=2, backoff=AT_ONCE)
+        assert again.submit(tasks.dies_first, tmp_path / "calls", 2).result(LIMIT_S) == 3
+
+    @workers
+    def test_of_a_task_that_kills_is_given_up(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=9, backoff=AT_ONCE)
+        error = again.submit(tasks.dies_first, tmp_path / "calls", 9).exception(LIMIT_S)
+        assert isinstance(error, PoisonTask)
+        assert (tmp_path / "calls").stat().st_size == 3
+        assert "3 workers" in str(error)
+        assert str(error).count("SIGKILL") == 3
+
+    @workers
+    def test_without_a_limit_on_poison(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=4, backoff=0, poison_limit=None)
+        assert again.submit(tasks.dies_first, tmp_path / "calls", 4).result(LIMIT_S) == 5
+
+    @workers
+    def test_of_what_is_idempotent_deaths_are_not_counted(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(idempotent=True, backoff=AT_ONCE)
+        assert again.submit(tasks.dies_first, tmp_path / "a", 2).result(LIMIT_S) == 3
+        assert isinstance(again.submit(tasks.fails_first, tmp_path / "b", 1).exception(LIMIT_S), ValueError)
+        assert isinstance(again.submit(tasks.dies_first, tmp_path / "c", 9).exception(LIMIT_S), PoisonTask)
+
+    @workers
+    def test_a_death_without_retries_costs_the_task(self, own: Any, tmp_path: Path) -> None:
+        error = own.submit(tasks.dies_first, tmp_path / "calls", 1).exception(LIMIT_S)
+        assert type(error) is WorkerDied
+        assert (tmp_path / "calls").stat().st_size == 1
+
+    @workers
+    @pytest.mark.parametrize("elements", [10, 100_000])
+    def test_see_the_original_arguments(self, own: Any, tmp_path: Path, elements: int) -> None:
+        array = np.ones(elements)
+        again = own.options(retries=2, backoff=AT_ONCE)
+        future = again.submit(tasks.writes_and_fails_first, array, tmp_path / "calls", 2)
+        array[:] = 7
+        assert future.result(LIMIT_S) == elements
+
+    @ours
+    def test_in_a_map(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=2, backoff=AT_ONCE)
+        paths = [tmp_path / str(n) for n in range(5)]
+        assert list(again.map(tasks.fails_first, paths, [2] * 5)) == [3] * 5
+
+    @workers
+    def test_wait_as_long_as_the_back_off_says(self, own: Any, tmp_path: Path) -> None:
+        asked: list[int] = []
+
+        def backoff(failures: int) -> float:
+            asked.append(failures)
+            return 0.15
+
+        began = time.monotonic()
+        again = own.options(retries=2, backoff=backoff)
+        assert again.submit(tasks.fails_first, tmp_path / "calls", 2).result(LIMIT_S) == 3
+        assert asked == [1, 2]
+        assert time.monotonic() - began >= 0.3
+
+    @workers
+    def test_a_back_off_that_fails_fails_the_task(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=2, backoff=lambda failures: failures / 0)
+        error = again.submit(tasks.fails_first, tmp_path / "calls", 2).exception(LIMIT_S)
+        assert isinstance(error, ZeroDivisionError)
+        assert own.submit(pow, 2, 3).result(LIMIT_S) == 8
+
+    @workers
+    def test_a_cancel_during_the_back_off(self, own: Any, tmp_path: Path) -> None:
+        calls = tmp_path / "calls"
+        future = own.options(retries=2, backoff=0.5).submit(tasks.fails_first, calls, 9)
+        until(calls)
+        while not future.cancel():
+            time.sleep(0.005)
+        assert future.cancelled()
+        time.sleep(0.6)
+        assert calls.stat().st_size == 1
+        assert own.stats().queued == 0
+
+    @workers
+    def test_shutdown_waits_for_them(self, own: Any, tmp_path: Path) -> None:
+        future = own.options(retries=2, backoff=0.1).submit(tasks.fails_first, tmp_path / "calls", 2)
+        own.shutdown()
+        assert future.result(0) == 3
+
+    @workers
+    def test_shutdown_may_cancel_them(self, own: Any, tmp_path: Path) -> None:
+        calls = tmp_path / "calls"
+        future = own.options(retries=2, backoff=30).submit(tasks.fails_first, calls, 2)
+        until(calls)
+        while own.stats().running:
+            time.sleep(0.005)
+        time.sleep(0.1)
+        own.shutdown(cancel_futures=True)
+        assert future.cancelled()
+
+
+class TestStopping:
+    @workers
+    def test_a_task_that_runs(self, own: Any, tmp_path: Path) -> None:
+        future = own.submit(tasks.ring_and_sleep, tmp_path / "pid")
+        until(tmp_path / "pid")
+        assert not future.cancel()
+        assert future.cancel(running=True)
+        assert future.cancelled()
+        with pytest.raises(concurrent.futures.CancelledError):
+            future.result(0)
+        assert concurrent.futures.wait([future], LIMIT_S).done == {future}
+        assert [own.submit(pow, n, 2).result(LIMIT_S) for n in range(20)] == [n * n for n in range(20)]
+        assert own.stats().lost == 0
+
+    @workers
+    def test_leaves_the_worker_dead_and_its_arguments_freed(self, own: Any, tmp_path: Path) -> None:
+        future = own.submit(tasks.ring_and_sleep, tmp_path / "pid", np.ones(200_000))
+        until(tmp_path / "pid")
+        assert future.cancel(running=True)
+        deadline = time.monotonic() + LIMIT_S
+        while own.stats().arena_bytes > 1_000_000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert own.stats().arena_bytes < 1_000_000
+        with pytest.raises(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.kill(int((tmp_path / "pid").read_text()), 0)
+                time.sleep(0.01)
+
+    @workers
+    def test_one_that_waits_is_simply_cancelled(self, make: Make, tmp_path: Path) -> None:
+        executor = make(1)
+        running = executor.submit(tasks.ring_and_sleep, tmp_path / "pid")
+        until(tmp_path / "pid")
+        waiting: Any = executor.submit(pow, 2, 3)
+        assert waiting.cancel(running=True)
+        assert running.running()
+        assert running.cancel(running=True)  # type: ignore[call-arg]
+
+    @ours
+    def test_one_that_is_done_is_not_stopped(self, own: Any) -> None:
+        future = own.submit(pow, 2, 3)
+        assert future.result(LIMIT_S) == 8
+        assert not future.cancel(running=True)
+        assert future.result() == 8
+
+    @workers
+    def test_is_told_to_callbacks(self, own: Any, tmp_path: Path) -> None:
+        future = own.submit(tasks.ring_and_sleep, tmp_path / "pid")
+        told: list[bool] = []
+        future.add_done_callback(lambda done: told.append(done.cancelled()))
+        until(tmp_path / "pid")
+        assert future.cancel(running=True)
+        deadline = time.monotonic() + LIMIT_S
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert told == [True]
+
+
+class TestOptions:
+    @ours
+    def test_are_an_executor_whose_end_ends_nothing(self, own: Any) -> None:
+        with own.options(name="fit") as named:
+            assert isinstance(named, Executor)
+            assert named.submit(pow, 2, 3).result(LIMIT_S) == 8
+            named.shutdown()
+        assert named.submit(pow, 2, 3).result(LIMIT_S) == 8
+        assert own.submit(pow, 2, 3).result(LIMIT_S) == 8
+        own.shutdown()
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            named.submit(pow, 2, 3)
+
+    @ours
+    def test_are_inherited(self, own: Any, tmp_path: Path) -> None:
+        again = own.options(retries=1, backoff=AT_ONCE).options(name="fit")
+        assert again.submit(tasks.fails_first, tmp_path / "calls", 1).result(LIMIT_S) == 2
+
+    @workers
+    def test_of_the_executor_hold_for_all_its_tasks(self, make: Make, tmp_path: Path) -> None:
+        executor: Any = make(2, retries=1, backoff=AT_ONCE, timeout=0.3)
+        assert executor.submit(tasks.fails_first, tmp_path / "a", 1).result(LIMIT_S) == 2
+        assert isinstance(
+            executor.options(retries=0).submit(tasks.sleep_long).exception(LIMIT_S), TaskTimeout
+        )
+        assert isinstance(
+            executor.options(retries=0).submit(tasks.fails_first, tmp_path / "b", 1).exception(LIMIT_S),
+            ValueError,
+        )
+
+    @workers
+    def test_show_in_repr(self, own: Any) -> None:
+        assert "retries=2" in repr(own.options(retries=2, timeout=5))
+        assert "timeout=5" in repr(own.options(retries=2, timeout=5))
+
+    @workers
+    def test_with_asyncio(self, own: Any, tmp_path: Path) -> None:
+        async def main() -> int:
+            again = own.options(retries=1, backoff=AT_ONCE)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(again, tasks.fails_first, tmp_path / "calls", 1)
+
+        assert asyncio.run(main()) == 2
+
+    @ours
+    @pytest.mark.parametrize(
+        ("bad", "error"),
+        [
+            ({"timeout": 0}, ValueError),
+            ({"timeout": -1}, ValueError),
+            ({"timeout": float("nan")}, ValueError),
+            ({"timeout": "1"}, TypeError),
+            ({"timeout": True}, TypeError),
+            ({"grace": -1}, ValueError),
+            ({"retries": -1}, ValueError),
+            ({"retries": 1.5}, TypeError),
+            ({"retry_on": 3}, TypeError),
+            ({"retry_on": (ValueError, "x")}, TypeError),
+            ({"backoff": -1}, ValueError),
+            ({"backoff": "x"}, TypeError),
+            ({"poison_limit": 0}, ValueError),
+            ({"name": 3}, TypeError),
+            ({"speed": 3}, TypeError),
+        ],
+    )
+    def test_that_make_no_sense_are_named(
+        self, own: Any, bad: dict[str, Any], error: type[Exception]
+    ) -> None:
+        with pytest.raises(error, match=next(iter(bad))):
+            own.options(**bad)
+
+    @workers
+    def test_a_chunk_size_does_not_go_with_a_time_out(self, own: Any) -> None:
+        with pytest.raises(ValueError, match="chunksize"):
+            own.options(timeout=3).map(abs, [1, 2], chunksize=2)
