@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from repartir import shared
     from repartir.errors import (
+        MemoryLimitExceeded,
         PoisonTask,
         RepartirError,
         SharedMemoryFull,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Executor",
     "Future",
+    "MemoryLimitExceeded",
     "PoisonTask",
     "RepartirError",
     "SerialExecutor",

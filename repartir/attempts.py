@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import random
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from repartir.diagnosis import describe
-from repartir.errors import PoisonTask, TaskTimeout, WorkerDied
+from repartir.errors import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
 from repartir.ledger import MAX_REPOSTS
+from repartir.policy import MEMORY_LOOK_S
 from repartir.pump import CANCELLED, Pump, TaskRecord
+from repartir.residence import oom_kills, own_bytes
 from repartir.stacks import StackFile
 from repartir.states import TaskEvent
+from repartir.stats import in_words
 from repartir.supervisor import Supervisor, describe_exit
 
 _STACK_S = 0.1
 """How long a member that is to be killed may take to write its stacks."""
 _STACK_CHECK_S = 0.003
 _LEAST_LOOK_S = 0.001
+_WARNED = 10_000
+"""So many attempts that were warned of are remembered, lest they be warned of again."""
+_log = logging.getLogger("repartir")
 
 
 @dataclass(slots=True)
@@ -60,6 +68,9 @@ class Attempts:
         self._order = itertools.count()
         self._overdue: deque[_Overdue] = deque()
         self._graces: list[tuple[float, int, int]] = []
+        self._warned: dict[int, None] = {}
+        """Attempts that were warned of, by their words."""
+        self._oom_kills = oom_kills()
 
     def look(self) -> bool:
         """Do what is due, and tell the pump when to look again; whether something was settled."""
@@ -77,8 +88,8 @@ class Attempts:
         waits = []
         if self._later:
             waits.append(self._post_due())
-        if pump.timed:
-            waits.append(self._find_overdue())
+        if pump.watched:
+            waits.append(self._watch())
         if self._overdue:
             waits.append(self._stop_overdue())
         if self._graces:
@@ -95,9 +106,18 @@ class Attempts:
             self._ended(record, record.stopped, died=False)
         elif begun:
             record.deaths += 1
-            self._ended(record, _died(record, exit_code), died=True)
+            self._ended(
+                record, _died(record, exit_code, out_of_memory=self._killed_for_memory(exit_code)), died=True
+            )
         else:
             self._pump.settle(record, None, _never_begun(record, exit_code), TaskEvent.FAIL)
+
+    def _killed_for_memory(self, exit_code: int) -> bool:
+        """Whether the kernel has killed for want of memory since this was asked last."""
+        if exit_code != -signal.SIGKILL:
+            return False
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        return self._oom_kills > before
 
     def _ended(self, record: TaskRecord, error: BaseException, *, died: bool) -> None:
         """An attempt ended with this error: another one, or the end of the task."""
@@ -143,28 +163,51 @@ class Attempts:
         pump.pump_surely()
         return self._later[0][0] - now if self._later else float("inf")
 
-    def _find_overdue(self) -> float:
-        """Condemn members whose task has used up its time; seconds until the next might have."""
+    def _watch(self) -> float:
+        """Condemn members whose task is over a limit; seconds until the next might be."""
         pump, board, words = self._pump, self._board, self._board.words
         now = self._clock()
-        wait = pump.least_timeout
+        wait = pump.look_after
         for row in board.rows:
             word = words[row.claim]
             record = pump.ledger.claimant(word)
-            if record is None or record.policy.timeout is None or record.stopped is not None:
+            if record is None or not record.policy.is_watched or record.stopped is not None:
                 continue
-            began = words[row.began]
-            elapsed = now - began / 1e9
+            began, pid = words[row.began], words[row.pid]
             if not began or words[row.claim] != word:
                 continue
-            if elapsed < record.policy.timeout:
-                wait = min(wait, record.policy.timeout - elapsed)
+            elapsed = now - began / 1e9
+            error, next_in = self._judge(record, elapsed, pid)
+            wait = min(wait, next_in)
+            if error is None:
                 continue
             with pump.mutex:
                 if pump.ledger.claimant(word) is record and board.condemn(row.index, word):
-                    record.stopped = _timeout(record, elapsed, "")
+                    record.stopped = error
                     self._overdue.append(_Overdue(record, row.index, word, elapsed))
         return wait
+
+    def _judge(self, record: TaskRecord, elapsed: float, pid: int) -> tuple[BaseException | None, float]:
+        """Why the task is to be stopped, if it is; else seconds until there is something to look for."""
+        policy, wait = record.policy, float("inf")
+        if policy.timeout is not None:
+            if elapsed >= policy.timeout:
+                return _timeout(record, elapsed, ""), wait
+            wait = policy.timeout - elapsed
+        if policy.memory_limit is not None:
+            used = own_bytes(pid)
+            if used > policy.memory_limit:
+                return _over_memory(record, used, policy.memory_limit), wait
+            wait = min(wait, MEMORY_LOOK_S)
+        if policy.warn_after is not None and record.word not in self._warned:
+            if elapsed >= policy.warn_after:
+                self._warned[record.word] = None
+                _log.warning("task %r has been running for %.3g s in worker %d", record.title, elapsed, pid)
+                while len(self._warned) > _WARNED:
+                    del self._warned[next(iter(self._warned))]
+            else:
+                wait = min(wait, policy.warn_after - elapsed)
+        return None, wait
 
     def _stop_overdue(self) -> float:
         """Have the first overdue member write its stacks, then end it; seconds until the next step."""
@@ -172,9 +215,11 @@ class Attempts:
             first = self._overdue[0]
             now = self._clock()
             if not self._is_at(first.row, first.word):
-                self._overdue.popleft()
+                self._done_with_first()
                 continue
             if first.asked_at is None:
+                if not self._stacks.lock.acquire(blocking=False):
+                    return _STACK_CHECK_S
                 self._stacks.rewind()
                 self._supervisor.dump(first.row)
                 first.asked_at = now
@@ -184,15 +229,19 @@ class Attempts:
                 first.size = size
                 return _STACK_CHECK_S
             record = first.record
-            if record.stopped is not None and record.stopped is not CANCELLED:
+            if isinstance(record.stopped, TaskTimeout):
                 record.stopped = _timeout(record, first.elapsed, self._stacks.text())
             if record.policy.grace:
                 self._supervisor.terminate(first.row)
                 self._graces.append((now + record.policy.grace, first.row, first.word))
             else:
                 self._supervisor.kill(first.row)
-            self._overdue.popleft()
+            self._done_with_first()
         return float("inf")
+
+    def _done_with_first(self) -> None:
+        if self._overdue.popleft().asked_at is not None:
+            self._stacks.lock.release()
 
     def _end_graces(self) -> float:
         now = self._clock()
@@ -218,11 +267,27 @@ def _timeout(record: TaskRecord, elapsed: float, stack: str) -> TaskTimeout:
     )
 
 
-def _died(record: TaskRecord, code: int) -> WorkerDied:
+def _over_memory(record: TaskRecord, used: int, limit: int) -> MemoryLimitExceeded:
+    return MemoryLimitExceeded(
+        f"task {record.title!r} was stopped: its worker had {in_words(used)} of memory to itself, and its memory_limit is "
+        f"{in_words(limit)}. The worker was replaced; other tasks are not affected.",
+        task=record.title,
+        used=used,
+        limit=limit,
+    )
+
+
+def _died(record: TaskRecord, code: int, *, out_of_memory: bool) -> WorkerDied:
     exit_code, number = (code, None) if code >= 0 else (None, -code)
+    why = (
+        " The kernel has just killed a process because memory ran out, most likely this one: "
+        "give tasks less to do at a time, or use fewer workers."
+        if out_of_memory
+        else ""
+    )
     return WorkerDied(
         f"the worker that ran task {record.title!r} died ({describe_exit(code)}). The task may have run in part; "
-        "other tasks are not affected.",
+        f"other tasks are not affected.{why}",
         exit_code=exit_code,
         signal=number,
         task=record.title,

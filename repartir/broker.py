@@ -15,14 +15,16 @@ thread alone, which no signal handler interrupts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from repartir import stacks
 from repartir.attempts import Attempts
 from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
@@ -45,6 +47,8 @@ NAP_MS = (1, 4)
 NAP_ANSWERS = (16, 64)
 """A nap that brought fewer answers makes the next one longer, one that brought more makes it shorter."""
 _START_CHECK_S = 1.0
+_STACK_S = 0.5
+"""How long a member may take to write its stacks."""
 TRIM_AFTER_S = 5.0
 """How long an executor without tasks keeps memory for the next."""
 TRIM_BYTES = 1 << 28
@@ -231,6 +235,19 @@ class Broker:
             kept_bytes=memory.kept[1] + spilled.kept[1],
             shared_bytes=shared_bytes(),
         )
+
+    def dump_stacks(self, write: Callable[[str], object]) -> None:
+        """Tell ``write`` the Python stacks of this process and of each member."""
+        write(f"client, process {os.getpid()}:\n{stacks.of_this_process()}\n")
+        for row in range(self._rows):
+            with contextlib.suppress(BoardClosed):
+                words, places = self.board.words, self.board.rows[row]
+                record = self.pump.ledger.claimant(words[places.claim])
+                task = "without a task" if record is None else f"at task {record.title!r}"
+                told = self._stacks.of_member(functools.partial(self._supervisor.dump, row), _STACK_S)
+                write(
+                    f"\nworker {row}, process {words[places.pid]}, {task}:\n{told or 'it does not answer'}\n"
+                )
 
     def on_shared_freed(self) -> None:
         """Something shared was freed: members that sleep let go of it.  For finalizers, so without locks."""

@@ -4,6 +4,7 @@
     ├── WorkerDied                  also BrokenProcessPool (so also BrokenExecutor, RuntimeError)
     │   └── PoisonTask              a task that killed every worker that took it up
     ├── TaskTimeout                 also TimeoutError: a task was stopped, not only waited for too long
+    ├── MemoryLimitExceeded         also MemoryError: a task was stopped because its worker took too much memory
     ├── SharedMemoryFull            also MemoryError
     ├── TaskNotSerializable         also pickle.PicklingError, TypeError
     │   └── UseAfterFreeError       also ValueError: a task refers to something shared that was freed
@@ -23,6 +24,7 @@ from typing import Any
 __all__ = [
     "FreedError",
     "InternalError",
+    "MemoryLimitExceeded",
     "PoisonTask",
     "RepartirError",
     "SharedMemoryFull",
@@ -78,6 +80,22 @@ class TaskTimeout(RepartirError, TimeoutError):
         self.task = task
         self.elapsed = elapsed
         self.stack = stack
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, self.__dict__.copy()
+
+
+class MemoryLimitExceeded(RepartirError, MemoryError):
+    """The worker took more memory than the task's ``memory_limit`` and was killed and replaced.
+
+    `task`: what identifies the task in messages. `used`, `limit`: bytes.
+    """
+
+    def __init__(self, *args: object, task: object = None, used: int = 0, limit: int = 0) -> None:
+        super().__init__(*args)
+        self.task = task
+        self.used = used
+        self.limit = limit
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.args, self.__dict__.copy()

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 from repartir import mapping
 from repartir.broker import Broker
@@ -53,7 +53,10 @@ class Executor(concurrent.futures.Executor):
         shm_limit: how much shared memory arguments and results may take, in bytes or as "2GiB"; None: 80 % of what is
             free. What finds no room waits or spills into a file, see `submit`.
         shm_timeout: seconds that `submit` waits for room in shared memory at most; None: as long as tasks are under way.
-        timeout, grace, retries, retry_on, backoff, idempotent, poison_limit: for all tasks, see `options`.
+        timeout, grace, retries, retry_on, backoff, idempotent, poison_limit, memory_limit, warn_after: for all tasks, see
+            `options`.
+        max_rss_growth: bytes (or "500MiB") of memory of its own by which a worker may have grown between two tasks since it
+            was ready; then a fresh one replaces it.
 
     Raises ``ValueError`` and ``TypeError`` as the standard library does, ``SharedMemoryFull`` where there is no room.
     """
@@ -77,6 +80,9 @@ class Executor(concurrent.futures.Executor):
         backoff: Backoff = NO_POLICY.backoff,
         idempotent: bool = False,
         poison_limit: int | None = NO_POLICY.poison_limit,
+        memory_limit: int | str | None = None,
+        warn_after: float | None = None,
+        max_rss_growth: int | str | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = default_workers()
@@ -98,7 +104,18 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError(f"shm_timeout must be seconds or None, not {type(shm_timeout).__name__}")
             if not 0 <= shm_timeout < math.inf:
                 raise ValueError(f"shm_timeout must be seconds, at least 0, or None, not {shm_timeout!r}")
-        policy = Policy(timeout, grace, retries, as_tuple(retry_on), backoff, idempotent, poison_limit)
+        policy = Policy(
+            timeout,
+            grace,
+            retries,
+            as_tuple(retry_on),
+            backoff,
+            idempotent,
+            poison_limit,
+            None if memory_limit is None else size_in_bytes(memory_limit, "memory_limit"),
+            warn_after,
+        )
+        growth = None if max_rss_growth is None else size_in_bytes(max_rss_growth, "max_rss_growth")
         self._policy = NO_POLICY if policy == NO_POLICY else policy
         method = choose_start_method(mp_context)
         self.name = name
@@ -109,7 +126,14 @@ class Executor(concurrent.futures.Executor):
         owned = None if initializer is None else owned_globals(initializer)
         names = frozenset() if owned is None else owned.names
         members = MemberSettings(
-            initializer, initargs, names, max_tasks_per_child, max(1, cores - 1), inherited, self._threshold
+            initializer,
+            initargs,
+            names,
+            max_tasks_per_child,
+            max(1, cores - 1),
+            inherited,
+            growth,
+            self._threshold,
         )
         self._functions = FunctionTable(inherited, owned)
         self._shut = False
@@ -155,6 +179,8 @@ class Executor(concurrent.futures.Executor):
         backoff: Backoff = UNSET,
         idempotent: bool = UNSET,
         poison_limit: int | None = UNSET,
+        memory_limit: int | str | None = UNSET,
+        warn_after: float | None = UNSET,
         name: str | None = UNSET,
     ) -> ExecutorWithOptions:
         """This executor, with other rules for the tasks that are submitted through what is returned.
@@ -169,9 +195,13 @@ class Executor(concurrent.futures.Executor):
                 function of the number of failures that returns the seconds.
             idempotent: whether a task whose worker died in it may be run again without counting as a retry.
             poison_limit: a task that may be run again and killed so many workers fails with ``PoisonTask``; None: no limit.
+            memory_limit: bytes (or "3GiB") of memory that the worker may have to itself while it runs the task: shared
+                memory is not counted.  It is looked at four times a second; a worker that has more is killed and
+                replaced, and the task fails with ``MemoryLimitExceeded``.
+            warn_after: seconds after which a task that still runs is logged as a warning.
             name: what messages call the task; None: the function's name.
 
-        With a time-out or retries each item of a ``map`` is a task of its own.
+        With a time-out, another limit or retries each item of a ``map`` is a task of its own.
         """
         policy = self._policy.changed(
             timeout=timeout,
@@ -181,6 +211,8 @@ class Executor(concurrent.futures.Executor):
             backoff=backoff,
             idempotent=idempotent,
             poison_limit=poison_limit,
+            memory_limit=memory_limit,
+            warn_after=warn_after,
             name=name,
         )
         return ExecutorWithOptions(self, policy)
@@ -284,6 +316,10 @@ class Executor(concurrent.futures.Executor):
     def stats(self) -> ExecutorStats:
         """What the executor is doing, and what it holds, now."""
         return self._broker.stats()
+
+    def dump_stacks(self, file: TextIO | None = None) -> None:
+        """Print the Python stacks of this process and of each worker to ``file``, by default stderr; all of them go on."""
+        self._broker.dump_stacks((sys.stderr if file is None else file).write)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with ``wait`` return when all are settled and every process has gone."""

@@ -62,8 +62,9 @@ def results(
 
     ``more`` makes the next future after each is used up.
 
-    The first exception, the time-out or the death of the iterator cancels what is pending.
+    The first exception, the time-out or the death of the iterator cancels what is pending; Ctrl-C also stops what runs.
     """
+    interrupted = False
     try:
         while pending:
             future = pending[0]
@@ -85,6 +86,9 @@ def results(
                     raise error
                 finally:
                     error = None
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
         for future in pending:
-            future.cancel()
+            future.cancel(running=interrupted)

@@ -13,9 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from repartir.environment import size_in_bytes
+
 POISON_LIMIT = 3
 """A task that may be run again and killed so many workers is given up."""
 LONGEST_BACKOFF_S = 60.0
+MEMORY_LOOK_S = 0.25
+"""How often the memory of a worker is looked at while its task has a limit: the kernel tells nobody when it grows."""
 _JITTER = 0.5
 
 Backoff = float | Callable[[int], float]
@@ -44,6 +48,8 @@ class Policy:
             function of the number of failures that gives the seconds.
         idempotent: a task whose worker died in it may be run again, whatever ``retries`` says.
         poison_limit: how many workers such a task may kill before it is given up; None: any number.
+        memory_limit: bytes of memory that the worker may have to itself while it runs the task; None: no limit.
+        warn_after: seconds after which a task that still runs is logged as a warning; None: never.
         name: what messages call the task; None: the function's name.
     """
 
@@ -54,6 +60,8 @@ class Policy:
     backoff: Backoff = 0.1
     idempotent: bool = False
     poison_limit: int | None = POISON_LIMIT
+    memory_limit: int | None = None
+    warn_after: float | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +69,10 @@ class Policy:
             _check_seconds("timeout", self.timeout, least_is_allowed=False)
         _check_seconds("grace", self.grace)
         _check_count("retries", self.retries, 0)
+        if self.warn_after is not None:
+            _check_seconds("warn_after", self.warn_after, least_is_allowed=False)
+        if self.memory_limit is not None:
+            _check_count("memory_limit", self.memory_limit, 1)
         if self.poison_limit is not None:
             _check_count("poison_limit", self.poison_limit, 1)
         object.__setattr__(self, "retry_on", as_tuple(self.retry_on))
@@ -75,6 +87,8 @@ class Policy:
     def changed(self, **options: Any) -> Policy:
         """This policy with the options that are not ``UNSET``."""
         given = {name: value for name, value in options.items() if value is not UNSET}
+        if isinstance(given.get("memory_limit"), str):
+            given["memory_limit"] = size_in_bytes(given["memory_limit"], "memory_limit")
         return dataclasses.replace(self, **given) if given else self
 
     @property
@@ -85,7 +99,18 @@ class Policy:
     @property
     def one_by_one(self) -> bool:
         """Whether each item of a map must be a task of its own."""
-        return self.timeout is not None or self.may_repeat
+        return self.is_watched or self.may_repeat
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody must look after the task while it runs."""
+        return not (self.timeout is None and self.memory_limit is None and self.warn_after is None)
+
+    @property
+    def look_after(self) -> float:
+        """So many seconds after the call there is something to look for, at the earliest."""
+        times = (self.timeout, self.warn_after, None if self.memory_limit is None else MEMORY_LOOK_S)
+        return min(time for time in times if time is not None)
 
     def retries_after(self, error: BaseException, failures: int) -> bool:
         """Whether there is to be another attempt after this error, the ``failures``-th."""

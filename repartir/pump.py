@@ -109,12 +109,12 @@ class Pump:
         """Errors that may be followed by another attempt, and the word of the failed one: the broker's thread decides."""
         self.retry_cancelled = False
         """A task was cancelled that waited for another attempt."""
-        self.timed: set[int] = set()
-        """Ids of tasks that have a time-out."""
-        self.least_timeout = float("inf")
-        """No time-out of theirs is shorter."""
+        self.watched: set[int] = set()
+        """Ids of tasks that have a time-out or another limit."""
+        self.look_after = float("inf")
+        """None of them has anything to look for sooner after its call."""
         self.next_look = float("inf")
-        """When the broker's thread looks after time-outs and retries next, on the monotonic clock."""
+        """When the broker's thread looks after them and after retries next, on the monotonic clock."""
         self.orphans: dict[int, list[Handle]] = {}
         """By row, arguments of cancelled tasks whose member is being killed and may use them until it is dead."""
         self.pieces: dict[int, dict[int, bytes]] = {}
@@ -186,12 +186,12 @@ class Pump:
     def _note(self, task_id: int, policy: Policy) -> int:
         """What the policy of a task that is about to be posted calls for; the flags of its slot."""
         flags = AGAIN if policy.may_repeat else 0
-        timeout = policy.timeout
-        if timeout is None:
+        if not policy.is_watched:
             return flags
-        self.least_timeout = min(timeout, self.least_timeout) if self.timed else timeout
-        self.timed.add(task_id)
-        if time.monotonic() + timeout < self.next_look:
+        after = policy.look_after
+        self.look_after = min(after, self.look_after) if self.watched else after
+        self.watched.add(task_id)
+        if time.monotonic() + after < self.next_look:
             self._on_news()
         return flags | TIMED
 
@@ -205,7 +205,7 @@ class Pump:
             if type(block) is Handle:
                 self.board.blocks.free(block)
             self.placed.discard(record.task_id)
-            self.timed.discard(record.task_id)
+            self.watched.discard(record.task_id)
 
     def _place_function(self, ref: FunctionRef) -> bytes:
         """Put a function where members find it; what comes back begins every call of it."""
@@ -545,7 +545,7 @@ class Pump:
         """The task is over: free its arguments, close its record.  Under ``mutex``."""
         self.pieces.pop(record.word, None)
         if record.policy is not NO_POLICY:
-            self.timed.discard(record.task_id)
+            self.watched.discard(record.task_id)
         block = record.block
         if block is not None and type(block) is Handle:
             self.board.blocks.free(block)

@@ -10,10 +10,15 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
 
 from repartir.shm.segment import open_unlinked, shm_dir
 
 _LARGEST = 1 << 20
+_CHECK_S = 0.003
 _BELOW = re.compile(r'  File "[^"]*outcome\.py", line \d+ in capture\n(  .*\n?)*')
 SIGNAL = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
 """Makes a member write its stacks to the file.  One that programs do not use for themselves."""
@@ -34,11 +39,28 @@ class StackFile:
     """The client's end of the file.  Its offset is shared by all, so it is rewound for each dump."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
+        """Held from ``rewind`` until the text is read."""
         self.fd = open_unlinked(shm_dir())
 
     def rewind(self) -> None:
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
+
+    def of_member(self, ask: Callable[[], None], timeout_s: float) -> str:
+        """The stacks of one member, which ``ask`` signals; "" if it does not write them in time."""
+        with self.lock:
+            if self.fd < 0:
+                return ""
+            self.rewind()
+            ask()
+            size, until = 0, time.monotonic() + timeout_s
+            while time.monotonic() < until:
+                time.sleep(_CHECK_S)
+                if size and self.size() == size:
+                    break
+                size = self.size()
+            return self.text()
 
     def size(self) -> int:
         return os.fstat(self.fd).st_size
@@ -48,6 +70,16 @@ class StackFile:
         return _BELOW.sub("", os.pread(self.fd, _LARGEST, 0).decode(errors="replace")).strip()
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
+        with self.lock:
+            fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def of_this_process() -> str:
+    """The stacks of this process's threads."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"Thread {names.get(ident, ident)} (most recent call last):\n{''.join(traceback.format_stack(frame)).rstrip()}"
+        for ident, frame in sys._current_frames().items()
+    )

@@ -21,6 +21,7 @@ from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
+from repartir.residence import own_bytes
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch
 from repartir.shm.board import Board, ClientSleep, Kind, MemberState
@@ -64,6 +65,8 @@ class MemberSettings:
     """How many members may look for work awake at a time."""
     inherited: InheritedArrays | None
     """Arrays that members have by fork: held here, so that references to them resolve."""
+    max_rss_growth: int | None = None
+    """A member that has grown by more bytes of memory of its own than this between tasks gives way to another."""
     out_of_band: int = OUT_OF_BAND_BYTES
     """Bytes from which on a buffer of a result travels beside the pickle."""
 
@@ -114,6 +117,8 @@ class Worker:
         self._words[self._row.state] = MemberState.READY
         self._send(0, MEMBER_READY, b"")
         left = self._settings.max_tasks or -1
+        growth = self._settings.max_rss_growth
+        largest = None if growth is None else own_bytes(self._pid) + growth
         while left:
             entry = self.find_work() or self._rest()
             if entry is None or self._words[self._row.condemned]:
@@ -123,6 +128,8 @@ class Worker:
             if self._dead:
                 self._free_dead()
             left -= 1
+            if largest is not None and own_bytes(self._pid) > largest:
+                break
         self._words[self._row.state] = MemberState.RETIRED
 
     def find_work(self) -> Entry | None:

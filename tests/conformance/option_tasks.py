@@ -88,3 +88,25 @@ def sleep_if(number: int, bad: int) -> int:
 
 def total(array: Any) -> float:
     return float(np.asarray(array).sum())
+
+
+def take_memory_and_sleep(size: int) -> None:
+    data = bytearray(b"x") * size
+    sleep_long()
+    del data
+
+
+_kept: list[bytearray] = []
+
+
+def keep_memory(size: int) -> int:
+    """Leaks; the process that it ran in."""
+    _kept.append(bytearray(b"x") * size)
+    return os.getpid()
+
+
+def map_shared_and_sleep(array: Any, seconds: float) -> float:
+    """Touches all of a shared array."""
+    result = float(array.sum())
+    time.sleep(seconds)
+    return result

@@ -224,3 +224,63 @@ class TestSharedMemoryMissing:
         ended = run_script(tmp_path, kind, USES_IT, env={"REPARTIR_SHM_DIR": str(folder)})
         assert (ended.returncode, ended.stdout, ended.stderr) == (0, "32\n", "")
         assert list(folder.iterdir()) == []
+
+
+MAP = """
+import sys, time
+from tests.conformance import option_tasks
+from tests.conformance.sync import Bell
+def ring(n):
+    Bell(sys.argv[1]).ring(str(n))
+    option_tasks.sleep_long()
+if __name__ == "__main__":
+    ex = make(2)
+    try:
+        list(ex.map(ring, range(50)))
+    except KeyboardInterrupt:
+        began = time.monotonic()
+        print(ex.submit(pow, 2, 5).result(15), list(ex.map(abs, [-1, -2])))
+        print(time.monotonic() - began < 2)
+    ex.shutdown()
+"""
+
+
+@workers
+def test_ctrl_c_stops_the_tasks_of_an_interrupted_map(
+    kind: Kind, tmp_path: Path, bell: BellKeeper, gate: GateKeeper
+) -> None:
+    """Those that run, too: the next call does not wait for them."""
+    with started(tmp_path, kind, MAP, bell.bell.path, gate.gate.path) as process:
+        bell.hear(), bell.hear()
+        os.killpg(process.pid, signal.SIGINT)
+        seconds, stdout, stderr = end_of(process)
+    assert stdout.splitlines() == ["32 [1, 2]", "True"], stderr
+    assert seconds < ENDS_WITHIN_S + LOADED_MACHINE_S
+    assert process.returncode == 0
+    assert stderr == ""
+    assert len(bell.hear_all()) == 0
+
+
+@workers
+def test_sigusr1_makes_a_worker_write_its_stacks(
+    kind: Kind, tmp_path: Path, bell: BellKeeper, gate: GateKeeper
+) -> None:
+    source = """
+    import os, pathlib, signal, sys, time
+    from tests.conformance import option_tasks
+    if __name__ == "__main__":
+        path = pathlib.Path(sys.argv[0]).parent / "pid"
+        with make(1) as ex:
+            future = ex.submit(option_tasks.ring_and_sleep, path)
+            while not path.exists() or not path.read_text():
+                time.sleep(0.01)
+            os.kill(int(path.read_text()), signal.SIGUSR1)
+            time.sleep(0.3)
+            print(future.running())
+            ex.kill_workers()
+    """
+    with started(tmp_path, kind, source) as process:
+        _, stdout, stderr = end_of(process)
+    assert stdout == "True\n", stderr
+    assert "in sleep_long" in stderr
+    assert "in ring_and_sleep" in stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import io
 import operator
 import os
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repartir import PoisonTask, TaskTimeout, WorkerDied
+from repartir import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
 
 from . import option_tasks as tasks
 from .conftest import Make
@@ -322,6 +323,90 @@ class TestStopping:
         assert told == [True]
 
 
+MIB = 1 << 20
+
+
+class TestMemory:
+    @workers
+    def test_a_task_that_takes_too_much_is_stopped(self, own: Any) -> None:
+        beside = own.submit(time.sleep, 0.6)
+        limited = own.options(memory_limit="200MiB", name="fit")
+        error = limited.submit(tasks.take_memory_and_sleep, 300 * MIB).exception(LIMIT_S)
+        assert isinstance(error, MemoryLimitExceeded)
+        assert isinstance(error, MemoryError)
+        assert error.used > error.limit == 200 * MIB
+        assert "'fit'" in str(error)
+        assert "200 MiB" in str(error)
+        assert beside.result(LIMIT_S) is None
+        assert own.stats().lost == 0
+
+    @workers
+    def test_what_stays_below_is_not(self, own: Any) -> None:
+        limited = own.options(memory_limit="1GiB", timeout=0.7)
+        error = limited.submit(tasks.take_memory_and_sleep, 100 * MIB).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+
+    @workers
+    def test_shared_memory_is_not_counted(self, own: Any) -> None:
+        with own.share(np.ones(300 * MIB // 8)) as array:
+            limited = own.options(memory_limit="200MiB")
+            future = limited.submit(tasks.map_shared_and_sleep, array, 0.7)
+            assert future.result(LIMIT_S) == 300 * MIB // 8
+
+    @workers
+    def test_a_worker_that_grew_between_tasks_is_replaced(self, make: Make) -> None:
+        executor = make(1, max_rss_growth="100MiB")
+        pids = [executor.submit(tasks.keep_memory, 30 * MIB).result(LIMIT_S) for _ in range(8)]
+        assert pids == [pids[0]] * 4 + [pids[-1]] * 4
+        assert pids[0] != pids[-1]
+        assert executor.stats().lost == 0  # type: ignore[attr-defined]
+
+    @workers
+    def test_a_kill_by_the_kernel_for_want_of_memory_is_recognised(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        kills = iter([4, 5, 5])
+        monkeypatch.setattr("repartir.attempts.oom_kills", lambda: next(kills))
+        executor = make(1)
+        error = executor.submit(tasks.dies_first, tmp_path / "a", 1).exception(LIMIT_S)
+        assert isinstance(error, WorkerDied)
+        assert "memory ran out" in str(error)
+        assert "memory" not in str(executor.submit(tasks.dies_first, tmp_path / "b", 1).exception(LIMIT_S))
+
+
+class TestWatching:
+    @workers
+    def test_a_task_that_runs_long_is_logged_once(self, own: Any, caplog: pytest.LogCaptureFixture) -> None:
+        watched = own.options(warn_after=0.1, name="fit")
+        futures = [watched.submit(time.sleep, seconds) for seconds in (0.5, 0.0)]
+        assert [future.result(LIMIT_S) for future in futures] == [None, None]
+        told = [record.getMessage() for record in caplog.records]
+        assert len(told) == 1
+        assert told[0].startswith("task 'fit' has been running for 0.1")
+
+    @workers
+    def test_stacks_of_all(self, own: Any, tmp_path: Path) -> None:
+        future = own.submit(tasks.ring_and_sleep, tmp_path / "pid")
+        until(tmp_path / "pid")
+        text = io.StringIO()
+        own.dump_stacks(text)
+        client, *members = text.getvalue().split("\nworker ")
+        assert client.startswith(f"client, process {os.getpid()}:")
+        assert "in test_stacks_of_all" in client
+        assert len(members) == 2
+        pid = (tmp_path / "pid").read_text()
+        (busy,) = [member for member in members if f"process {pid}, at task 'ring_and_sleep'" in member]
+        assert "in sleep_long" in busy
+        assert future.cancel(running=True)
+
+    @workers
+    def test_stacks_after_the_end(self, own: Any) -> None:
+        own.shutdown()
+        text = io.StringIO()
+        own.dump_stacks(text)
+        assert text.getvalue().startswith("client")
+
+
 class TestOptions:
     @ours
     def test_are_an_executor_whose_end_ends_nothing(self, own: Any) -> None:
@@ -383,6 +468,9 @@ class TestOptions:
             ({"backoff": -1}, ValueError),
             ({"backoff": "x"}, TypeError),
             ({"poison_limit": 0}, ValueError),
+            ({"memory_limit": 0}, ValueError),
+            ({"memory_limit": "much"}, ValueError),
+            ({"warn_after": 0}, ValueError),
             ({"name": 3}, TypeError),
             ({"speed": 3}, TypeError),
         ],

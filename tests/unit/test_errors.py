@@ -40,6 +40,12 @@ def test_a_time_out_keeps_its_attributes() -> None:
     assert copy.errno is None
 
 
+def test_a_memory_limit_keeps_its_attributes() -> None:
+    error = errors.MemoryLimitExceeded("stopped", task="fit", used=5, limit=3)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.task, copy.used, copy.limit, str(copy)) == ("fit", 5, 3, "stopped")
+
+
 def test_a_worker_death_without_details() -> None:
     error = errors.WorkerDied("the pool is broken")
     assert (error.exit_code, error.signal, error.task) == (None, None, None)
@@ -51,6 +57,7 @@ def test_a_worker_death_without_details() -> None:
         (errors.WorkerDied, (BrokenProcessPool, BrokenExecutor, RuntimeError)),
         (errors.PoisonTask, (errors.WorkerDied,)),
         (errors.TaskTimeout, (TimeoutError,)),
+        (errors.MemoryLimitExceeded, (MemoryError,)),
         (errors.SharedMemoryFull, (MemoryError,)),
         (errors.TaskNotSerializable, (pickle.PicklingError, TypeError)),
     ],

@@ -18,7 +18,7 @@ PACKAGE = "repartir"
 
 # From the top; within a line, left to right. A folder's own name stands for its `__init__`.
 LAYERS = f"""
-    errors optional policy
+    errors optional residence
     task
     shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox
     shm.parts shm.arena shm.blocks shm.board shm
@@ -27,7 +27,7 @@ LAYERS = f"""
     portable outcome
     future
     command
-    hygiene environment stacks worker nursery
+    hygiene environment policy stacks worker nursery
     states ledger pump
     stats
     supervisor attempts members broker

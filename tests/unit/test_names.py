@@ -15,6 +15,7 @@ from repartir import errors
 NAMES = [
     "Executor",
     "Future",
+    "MemoryLimitExceeded",
     "PoisonTask",
     "RepartirError",
     "SerialExecutor",
