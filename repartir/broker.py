@@ -649,6 +649,7 @@ class Broker:
         self.closing = True
         reason = self.broken or BrokenProcessPool("the executor was stopped")
         self.pump.end(lambda: _copy_of(reason))
+        self.members.deliver_logs()
         self._deliver()
         self._supervisor.close(kill=not self.members.nursery_gone)
         self.pump.keep_views_only()

@@ -24,6 +24,7 @@ from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.functions import FunctionRef, FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
+from repartir.logs import LogLevels
 from repartir.policy import NO_POLICY, UNSET, Backoff, Policy, as_tuple
 from repartir.serial import SerialExecutor, current_executor, share
 from repartir.shm.board import BoardClosed
@@ -57,6 +58,8 @@ class Executor(concurrent.futures.Executor):
             `options`.
         max_rss_growth: bytes (or "500MiB") of memory of its own by which a worker may have grown between two tasks since it
             was ready; then a fresh one replaces it.
+        forward_logs: whether log records and warnings of workers go to this process's loggers and filters, under the process
+            names "worker-0" and so on; else workers keep the handlers that they inherit.
 
     Raises ``ValueError`` and ``TypeError`` as the standard library does, ``SharedMemoryFull`` where there is no room.
     """
@@ -83,6 +86,7 @@ class Executor(concurrent.futures.Executor):
         memory_limit: int | str | None = None,
         warn_after: float | None = None,
         max_rss_growth: int | str | None = None,
+        forward_logs: bool = True,
     ) -> None:
         if max_workers is None:
             max_workers = default_workers()
@@ -133,6 +137,7 @@ class Executor(concurrent.futures.Executor):
             max(1, cores - 1),
             inherited,
             growth,
+            LogLevels.of_this_process() if forward_logs else None,
             self._threshold,
         )
         self._functions = FunctionTable(inherited, owned)

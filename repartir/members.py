@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 
-from repartir import outcome
+from repartir import logs, outcome
 from repartir.attempts import Attempts
 from repartir.ledger import Repost
 from repartir.pump import Pump
 from repartir.shm.arena import KEPT, RESULT
 from repartir.shm.board import MemberState
-from repartir.shm.layout import MEMBER_BROKEN, MEMBER_READY
+from repartir.shm.layout import MEMBER_BROKEN, MEMBER_LOG, MEMBER_READY
 from repartir.supervisor import STARTS, MemberExited, Supervisor, describe_exit
 
 
@@ -43,6 +44,8 @@ class Members:
         self._on_broken = on_broken
         self._ready = [False] * rows
         self._early_deaths = [0] * rows
+        self._logged: deque[bytes] = deque()
+        self._last_logged = [0] * rows
 
     def listen(self) -> bool:
         """Hear what members said and what the nursery reported; True if the nursery had reports."""
@@ -54,7 +57,14 @@ class Members:
                     self._member_exited(report)
             elif not self.nursery_gone:
                 self._nursery_exited()
+        self.deliver_logs()
         return bool(reports)
+
+    def deliver_logs(self) -> None:
+        """Hand what members logged to this process's logging.  It calls user code, so not under the pump's mutex."""
+        self._hear_members()
+        while self._logged:
+            logs.deliver(self._logged.popleft())
 
     def check_start(self) -> bool:
         """Look after members that hang before they run code of ours; True if the nursery was replaced."""
@@ -78,6 +88,11 @@ class Members:
             if status == MEMBER_READY:
                 self._ready[at] = True
                 self._early_deaths[at] = 0
+            elif status == MEMBER_LOG:
+                (number,) = logs.SEQUENCE.unpack_from(payload)
+                if number > self._last_logged[at]:
+                    self._last_logged[at] = number
+                    self._logged.append(payload)
             elif status == MEMBER_BROKEN:
                 text = payload.decode(errors="replace")
                 reason = text.strip().rpartition("\n")[2]
@@ -128,6 +143,7 @@ class Members:
             if not self._ready[at]:
                 self._early_deaths[at] += 1
         self._ready[at] = False
+        self._last_logged[at] = 0
         if self._early_deaths[at] >= STARTS:
             self._on_broken(
                 BrokenProcessPool(

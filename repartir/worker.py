@@ -21,6 +21,7 @@ from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
+from repartir.logs import Forwarder, LogLevels
 from repartir.residence import own_bytes
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch
@@ -36,6 +37,7 @@ from repartir.shm.layout import (
     H_CLIENT_SLEEP,
     IN_BLOCK,
     MEMBER_BROKEN,
+    MEMBER_LOG,
     MEMBER_READY,
     TIMED,
 )
@@ -67,6 +69,8 @@ class MemberSettings:
     """Arrays that members have by fork: held here, so that references to them resolve."""
     max_rss_growth: int | None = None
     """A member that has grown by more bytes of memory of its own than this between tasks gives way to another."""
+    logs: LogLevels | None = None
+    """What members log goes to the client, None: nowhere but to their own handlers."""
     out_of_band: int = OUT_OF_BAND_BYTES
     """Bytes from which on a buffer of a result travels beside the pickle."""
 
@@ -94,6 +98,7 @@ class Worker:
             (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
         ]
         self._pid = os.getpid()
+        self._forwarder: Forwarder | None = None
         self._opened: tuple[Handle, weakref.ref[Any]] | None = None
         """The block in which the arguments of the task lie, and what their arrays keep alive."""
         self._kept: dict[Handle, BlockRef] = {}
@@ -111,6 +116,10 @@ class Worker:
         _current = self
         if self._stacks_fd >= 0:
             stacks.answer_signals(self._stacks_fd)
+        if self._settings.logs is not None:
+            self._settings.logs.set()
+            self._forwarder = Forwarder(f"worker-{self._index}", self._largest_bytes, self._send_log)
+            self._forwarder.install()
         self._words[self._row.state] = MemberState.INITIALIZING
         if not self._initialize():
             return
@@ -127,6 +136,8 @@ class Worker:
             del entry
             if self._dead:
                 self._free_dead()
+            if self._forwarder is not None and self._forwarder.pending:
+                self._forwarder.flush()
             left -= 1
             if largest is not None and own_bytes(self._pid) > largest:
                 break
@@ -255,6 +266,10 @@ class Worker:
         sleep = self._words[H_CLIENT_SLEEP]
         if sleep and (sleep == ClientSleep.PARKED or not self._lane.size_hint()):
             self._wake_client()
+
+    def _send_log(self, data: bytes) -> None:
+        if os.getpid() == self._pid:  # what a child of a task logs is lost
+            self._send(0, MEMBER_LOG, data)
 
     def _wait_for_client(self) -> None:
         """The client holds up what this member wants to publish: sleep until it made room."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +113,54 @@ def map_shared_and_sleep(array: Any, seconds: float) -> float:
     result = float(array.sum())
     time.sleep(seconds)
     return result
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise TypeError("not this one")
+
+    def __repr__(self) -> str:
+        return "<unpicklable>"
+
+
+def log(name: str, level: int, *messages: str) -> int:
+    for message in messages:
+        logging.getLogger(name).log(level, "%s!", message, extra={"more": Unpicklable(), "number": 5})
+    return len(messages)
+
+
+def log_from_threads(threads: int, each: int) -> None:
+    def run(nth: int) -> None:
+        for number in range(each):
+            logging.getLogger("threads").warning("%d %d", nth, number)
+
+    running = [threading.Thread(target=run, args=(nth,)) for nth in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+
+
+def log_exception() -> None:
+    try:
+        raise ValueError("inside")
+    except ValueError:
+        logging.getLogger("task").exception("it failed")
+
+
+def log_and_die() -> None:
+    logging.getLogger("task").warning("last words")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CustomWarning(UserWarning):
+    pass
+
+
+def warn(text: str, category: type[Warning] = CustomWarning) -> None:
+    warnings.warn(text, category, stacklevel=2)
+
+
+def add_handler(path: Path) -> None:
+    """An initializer: the worker's own file."""
+    logging.getLogger().addHandler(logging.FileHandler(path))

@@ -1,0 +1,141 @@
+"""Log records and warnings of workers, on their way to the client's ``logging`` and ``warnings``.
+
+In a worker one handler takes the place of those that it inherited: what they write, the client writes when the record
+arrives.  A record travels as its dictionary, with the message formatted, so nothing of the task's is unpickled there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import pickle
+import struct
+import threading
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from repartir.errors import InternalError
+
+SEQUENCE = struct.Struct("=Q")
+"""Before each record: its number, since the client may drain one twice."""
+_RECORD, _WARNING = range(2)
+_PLAIN = (str, int, float, bool, type(None))
+_formatter = logging.Formatter()
+
+
+@dataclass(frozen=True, slots=True)
+class LogLevels:
+    """The levels of the client's loggers, for workers that do not inherit them."""
+
+    levels: dict[str, int]
+
+    @classmethod
+    def of_this_process(cls) -> LogLevels:
+        loggers = {name: logging.getLogger(name) for name in list(logging.root.manager.loggerDict)}
+        levels = {name: logger.level for name, logger in loggers.items() if logger.level}
+        return cls({"": logging.root.level, **levels})
+
+    def set(self) -> None:
+        for name, level in self.levels.items():
+            logging.getLogger(name or None).setLevel(level)
+
+
+class Forwarder(logging.Handler):
+    """Sends what a worker logs, in order, from whatever thread.
+
+    ``send`` may raise ``InternalError`` when this thread is in the middle of another send: a finalizer logs, or a signal
+    handler.  The record then goes with the next, or when ``flush`` is called after the task.
+    """
+
+    def __init__(self, worker: str, largest_bytes: int, send: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self.pending: deque[bytes] = deque()
+        self._worker = worker
+        self._largest = largest_bytes
+        self._send = send
+        self._numbers = itertools.count(1)
+        self._sends = threading.Lock()
+        self._replaced: list[logging.Handler] = []
+
+    def install(self) -> None:
+        """Take the place of all handlers, and of what shows warnings."""
+        for logger in [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]:
+            if logger is not logging.root and not logger.handlers:
+                continue
+            self._replaced += (
+                logger.handlers
+            )  # kept alive: at its end a handler may write what the client has buffered
+            logger.handlers = [self] if logger is logging.root or not logger.propagate else []
+        warnings.showwarning = self._show_warning  # type: ignore[assignment]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._put(_RECORD, self._portable(record))
+        except Exception:  # noqa: BLE001 - as every handler does
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Send what waits, unless that is being done."""
+        while self.pending and self._sends.acquire(blocking=False):
+            try:
+                self._send(self.pending[0])
+                self.pending.popleft()
+            except InternalError:
+                return
+            finally:
+                self._sends.release()
+
+    def _portable(self, record: logging.LogRecord) -> dict[str, Any]:
+        fields = dict(record.__dict__)
+        fields["msg"] = record.getMessage()
+        fields["args"] = None
+        fields["processName"] = self._worker
+        if record.exc_info:
+            fields["exc_text"] = record.exc_text or _formatter.formatException(record.exc_info)
+            fields["exc_info"] = None
+        return {name: value if isinstance(value, _PLAIN) else repr(value) for name, value in fields.items()}
+
+    def _show_warning(
+        self, message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
+    ) -> None:
+        self._put(
+            _WARNING, {"text": str(message), "category": category, "filename": filename, "lineno": lineno}
+        )
+
+    def _put(self, kind: int, fields: dict[str, Any]) -> None:
+        try:
+            data = pickle.dumps((kind, fields))
+        except Exception:  # noqa: BLE001 - a category that cannot be imported
+            data = pickle.dumps((kind, {**fields, "category": UserWarning}))
+        if len(data) > self._largest - SEQUENCE.size:
+            text = "text" if kind == _WARNING else "msg"
+            most = max(0, self._largest // 2 - 1024)
+            kept = {name: value for name, value in fields.items() if name != "exc_text"}
+            cut = f"{str(fields[text])[: most // 4]}… (cut: the message is too long to be forwarded)"
+            data = pickle.dumps((kind, {**kept, text: cut}))
+        self.pending.append(SEQUENCE.pack(next(self._numbers)) + data)
+        self.flush()
+
+
+_registry: dict[Any, Any] = {}
+
+
+def deliver(data: bytes) -> None:
+    """In the client: hand a worker's record to the logger of its name, a warning to the filters of this process."""
+    try:
+        kind, fields = pickle.loads(memoryview(data)[SEQUENCE.size :])
+        if kind == _RECORD:
+            record = logging.makeLogRecord(fields)
+            logger = logging.getLogger(record.name)
+            if logger.isEnabledFor(record.levelno):
+                logger.handle(record)
+        else:
+            warnings.warn_explicit(
+                fields["text"], fields["category"], fields["filename"], fields["lineno"], registry=_registry
+            )
+    except BaseException:  # noqa: BLE001 - of a handler, a filter, or a warning that is an error here
+        traceback.print_exc()
