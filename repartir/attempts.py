@@ -13,7 +13,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from repartir.diagnosis import describe
 from repartir.errors import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
@@ -35,16 +34,18 @@ _WARNED = 10_000
 _log = logging.getLogger("repartir")
 
 
-@dataclass(slots=True)
 class _Overdue:
-    """A task whose time is over, until its member is told to end."""
+    """A task over its limit, until its member is told to end."""
 
-    record: TaskRecord
-    row: int
-    word: int
-    elapsed: float
-    asked_at: float | None = None
-    size: int = 0
+    __slots__ = ("asked_at", "elapsed", "record", "row", "size", "word")
+
+    def __init__(self, record: TaskRecord, row: int, word: int, elapsed: float) -> None:
+        self.record = record
+        self.row = row
+        self.word = word
+        self.elapsed = elapsed
+        self.asked_at: float | None = None
+        self.size = 0
 
 
 class Attempts:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TextIO, TypeVar
 
-from repartir import mapping
+from repartir import logs, mapping
 from repartir.broker import Broker
 from repartir.codec import OUT_OF_BAND_BYTES, encode_call
 from repartir.environment import choose_start_method, default_workers, size_in_bytes, usable_cores
@@ -24,7 +24,6 @@ from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.functions import FunctionRef, FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
-from repartir.logs import LogLevels
 from repartir.policy import NO_POLICY, UNSET, Backoff, Policy, as_tuple
 from repartir.serial import SerialExecutor, current_executor, share
 from repartir.shm.board import BoardClosed
@@ -137,7 +136,7 @@ class Executor(concurrent.futures.Executor):
             max(1, cores - 1),
             inherited,
             growth,
-            LogLevels.of_this_process() if forward_logs else None,
+            logs.levels() if forward_logs else None,
             self._threshold,
         )
         self._functions = FunctionTable(inherited, owned)

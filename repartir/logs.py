@@ -15,7 +15,6 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from repartir.errors import InternalError
@@ -27,21 +26,18 @@ _PLAIN = (str, int, float, bool, type(None))
 _formatter = logging.Formatter()
 
 
-@dataclass(frozen=True, slots=True)
-class LogLevels:
-    """The levels of the client's loggers, for workers that do not inherit them."""
+def levels() -> dict[str, int]:
+    """The levels of this process's loggers by their names, for workers that do not inherit them."""
+    loggers = {name: logging.getLogger(name) for name in list(logging.root.manager.loggerDict)}
+    return {
+        "": logging.root.level,
+        **{name: logger.level for name, logger in loggers.items() if logger.level},
+    }
 
-    levels: dict[str, int]
 
-    @classmethod
-    def of_this_process(cls) -> LogLevels:
-        loggers = {name: logging.getLogger(name) for name in list(logging.root.manager.loggerDict)}
-        levels = {name: logger.level for name, logger in loggers.items() if logger.level}
-        return cls({"": logging.root.level, **levels})
-
-    def set(self) -> None:
-        for name, level in self.levels.items():
-            logging.getLogger(name or None).setLevel(level)
+def set_levels(levels: dict[str, int]) -> None:
+    for name, level in levels.items():
+        logging.getLogger(name or None).setLevel(level)
 
 
 class Forwarder(logging.Handler):

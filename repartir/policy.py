@@ -35,7 +35,7 @@ class Unset:
 UNSET: Any = Unset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """How a task is to be treated.
 

@@ -21,7 +21,7 @@ from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
-from repartir.logs import Forwarder, LogLevels
+from repartir.logs import Forwarder, set_levels
 from repartir.residence import own_bytes
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch
@@ -69,8 +69,8 @@ class MemberSettings:
     """Arrays that members have by fork: held here, so that references to them resolve."""
     max_rss_growth: int | None = None
     """A member that has grown by more bytes of memory of its own than this between tasks gives way to another."""
-    logs: LogLevels | None = None
-    """What members log goes to the client, None: nowhere but to their own handlers."""
+    log_levels: dict[str, int] | None = None
+    """What members log goes to the client, whose levels these are; None: nowhere but to their own handlers."""
     out_of_band: int = OUT_OF_BAND_BYTES
     """Bytes from which on a buffer of a result travels beside the pickle."""
 
@@ -116,8 +116,8 @@ class Worker:
         _current = self
         if self._stacks_fd >= 0:
             stacks.answer_signals(self._stacks_fd)
-        if self._settings.logs is not None:
-            self._settings.logs.set()
+        if self._settings.log_levels is not None:
+            set_levels(self._settings.log_levels)
             self._forwarder = Forwarder(f"worker-{self._index}", self._largest_bytes, self._send_log)
             self._forwarder.install()
         self._words[self._row.state] = MemberState.INITIALIZING
