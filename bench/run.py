@@ -29,6 +29,7 @@ NAMES = (
     "array_stream",
     "array_steady",
     "array_threshold",
+    "faults",
 )
 LIMIT_S = 240.0
 
