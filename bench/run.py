@@ -30,6 +30,7 @@ NAMES = (
     "array_steady",
     "array_threshold",
     "faults",
+    "reliability",
 )
 LIMIT_S = 240.0
 
