@@ -178,7 +178,7 @@ class Attempts:
             if not began or words[row.claim] != word:
                 continue
             elapsed = now - began / 1e9
-            error, next_in = self._judge(record, elapsed, pid)
+            error, next_in = self._judge(record, elapsed, pid, words[row.baseline])
             wait = min(wait, next_in)
             if error is None:
                 continue
@@ -188,7 +188,9 @@ class Attempts:
                     self._overdue.append(_Overdue(record, row.index, word, elapsed))
         return wait
 
-    def _judge(self, record: TaskRecord, elapsed: float, pid: int) -> tuple[BaseException | None, float]:
+    def _judge(
+        self, record: TaskRecord, elapsed: float, pid: int, baseline: int
+    ) -> tuple[BaseException | None, float]:
         """Why the task is to be stopped, if it is; else seconds until there is something to look for."""
         policy, wait = record.policy, float("inf")
         if policy.timeout is not None:
@@ -196,7 +198,7 @@ class Attempts:
                 return _timeout(record, elapsed, ""), wait
             wait = policy.timeout - elapsed
         if policy.memory_limit is not None:
-            used = own_bytes(pid)
+            used = own_bytes(pid) - baseline
             if used > policy.memory_limit:
                 return _over_memory(record, used, policy.memory_limit), wait
             wait = min(wait, MEMORY_LOOK_S)
@@ -270,8 +272,8 @@ def _timeout(record: TaskRecord, elapsed: float, stack: str) -> TaskTimeout:
 
 def _over_memory(record: TaskRecord, used: int, limit: int) -> MemoryLimitExceeded:
     return MemoryLimitExceeded(
-        f"task {record.title!r} was stopped: its worker had {in_words(used)} of memory to itself, and its memory_limit is "
-        f"{in_words(limit)}. The worker was replaced; other tasks are not affected.",
+        f"task {record.title!r} was stopped: its worker had taken {in_words(used)} of memory since it was ready, and its "
+        f"memory_limit is {in_words(limit)}. The worker was replaced; other tasks are not affected.",
         task=record.title,
         used=used,
         limit=limit,

@@ -88,7 +88,7 @@ class TaskTimeout(RepartirError, TimeoutError):
 class MemoryLimitExceeded(RepartirError, MemoryError):
     """The worker took more memory than the task's ``memory_limit`` and was killed and replaced.
 
-    `task`: what identifies the task in messages. `used`, `limit`: bytes.
+    `task`: what identifies the task in messages. `used`, `limit`: bytes, beyond those of the worker when it was ready.
     """
 
     def __init__(self, *args: object, task: object = None, used: int = 0, limit: int = 0) -> None:

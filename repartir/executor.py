@@ -199,8 +199,8 @@ class Executor(concurrent.futures.Executor):
                 function of the number of failures that returns the seconds.
             idempotent: whether a task whose worker died in it may be run again without counting as a retry.
             poison_limit: a task that may be run again and killed so many workers fails with ``PoisonTask``; None: no limit.
-            memory_limit: bytes (or "3GiB") of memory that the worker may have to itself while it runs the task: shared
-                memory is not counted.  It is looked at four times a second; a worker that has more is killed and
+            memory_limit: bytes (or "3GiB") of memory that the worker may have taken since it was ready, shared memory not
+                counted.  It is looked at four times a second; a worker that has more is killed and
                 replaced, and the task fails with ``MemoryLimitExceeded``.
             warn_after: seconds after which a task that still runs is logged as a warning.
             name: what messages call the task; None: the function's name.

@@ -48,7 +48,7 @@ class Policy:
             function of the number of failures that gives the seconds.
         idempotent: a task whose worker died in it may be run again, whatever ``retries`` says.
         poison_limit: how many workers such a task may kill before it is given up; None: any number.
-        memory_limit: bytes of memory that the worker may have to itself while it runs the task; None: no limit.
+        memory_limit: bytes of memory that the worker may have taken since it was ready; None: no limit.
         warn_after: seconds after which a task that still runs is logged as a warning; None: never.
         name: what messages call the task; None: the function's name.
     """

@@ -474,8 +474,9 @@ class Pump:
             self.views[handle] = word, None
             self.viewed_bytes += handle.size
             _with_views.add(self)
-            self.views[handle] = word, watch(exporter, handle, self.dead_views)
+            # In this order: the callback of the newest reference comes first, so who is told by the other one finds this.
             when_dead(exporter, self._view_died, handle, *blocks.extent(handle))
+            self.views[handle] = word, watch(exporter, handle, self.dead_views)
         return outcome.decode_outcome(view, buffers)
 
     def _free_unless_viewed(self, handle: Handle) -> None:

@@ -9,7 +9,8 @@ import sys
 def own_bytes(pid: int) -> int:
     """Bytes of resident memory of a process, without files and shared memory, which several processes have at once.
 
-    0 when it is gone.  Pages that it shares with its parent since the fork are counted.
+    0 when it is gone.  Pages that it shares with its parent since the fork are counted, and whether it writes to them or not
+    makes no difference: so what it takes beyond them is the difference to what this was after the fork.
     """
     if sys.platform == "linux":
         try:

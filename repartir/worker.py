@@ -123,11 +123,12 @@ class Worker:
         self._words[self._row.state] = MemberState.INITIALIZING
         if not self._initialize():
             return
+        self._words[self._row.baseline] = baseline = own_bytes(self._pid)
         self._words[self._row.state] = MemberState.READY
         self._send(0, MEMBER_READY, b"")
         left = self._settings.max_tasks or -1
         growth = self._settings.max_rss_growth
-        largest = None if growth is None else own_bytes(self._pid) + growth
+        largest = None if growth is None else baseline + growth
         while left:
             entry = self.find_work() or self._rest()
             if entry is None or self._words[self._row.condemned]:

@@ -60,6 +60,7 @@ class Row:
     """One member's row: indices of its words."""
 
     __slots__ = (
+        "baseline",
         "began",
         "blocked",
         "claim",
@@ -86,6 +87,7 @@ class Row:
         self.blocked = first + layout.R_BLOCKED
         self.began = first + layout.R_BEGAN
         self.condemned = first + layout.R_CONDEMNED
+        self.baseline = first + layout.R_BASELINE
 
 
 class BoardClosed(InternalError):  # noqa: N818

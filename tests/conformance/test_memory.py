@@ -158,6 +158,23 @@ def test_memory_goes_back_that_is_let_go_of_long_after_the_last_task(
             time.sleep(0.01)
 
 
+def test_who_is_told_of_memory_that_was_let_go_of_finds_it(make: Make) -> None:
+    """The broker's thread may run between the two callbacks of a view's death, and looks but once."""
+    with make(1) as ex:
+        result = ex.submit(zeros, 64 * MIB).result(LIMIT_S)
+        pump, found = ex._broker.pump, []
+        tell = pump._on_news
+
+        def look_and_tell() -> None:
+            found.append(len(pump.dead_views))
+            tell()
+
+        pump._on_news = look_and_tell
+        del result
+        pump._on_news = tell
+        assert found[0] == 1
+
+
 def test_memory_stays_flat(make: Make) -> None:
     with make(2) as ex:
         sizes = []

@@ -354,6 +354,15 @@ class TestMemory:
             assert future.result(LIMIT_S) == 300 * MIB // 8
 
     @workers
+    def test_nor_is_what_a_worker_inherits(self, make: Make) -> None:
+        """Written to or not."""
+        inherited = bytearray(b"x") * (300 * MIB)
+        limited = make(1).options(memory_limit="200MiB", timeout=0.7)  # type: ignore[attr-defined]
+        error = limited.submit(tasks.take_memory_and_sleep, 50 * MIB).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert inherited[0] == inherited[-1]
+
+    @workers
     def test_a_worker_that_grew_between_tasks_is_replaced(self, make: Make) -> None:
         executor = make(1, max_rss_growth="100MiB")
         pids = [executor.submit(tasks.keep_memory, 30 * MIB).result(LIMIT_S) for _ in range(8)]
