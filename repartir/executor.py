@@ -57,6 +57,8 @@ class Executor(concurrent.futures.Executor):
             `options`.
         max_rss_growth: bytes (or "500MiB") of memory of its own by which a worker may have grown between two tasks since it
             was ready; then a fresh one replaces it.
+        address_space_limit: bytes (or "8GiB") that a worker may map beyond those that it has when it is ready.  The
+            operating system enforces it (RLIMIT_AS): what goes beyond fails in the task with ``MemoryError``.  Linux only.
         forward_logs: whether log records and warnings of workers go to this process's loggers and filters, under the process
             names "worker-0" and so on; else workers keep the handlers that they inherit.
 
@@ -85,6 +87,7 @@ class Executor(concurrent.futures.Executor):
         memory_limit: int | str | None = None,
         warn_after: float | None = None,
         max_rss_growth: int | str | None = None,
+        address_space_limit: int | str | None = None,
         forward_logs: bool = True,
     ) -> None:
         if max_workers is None:
@@ -118,6 +121,8 @@ class Executor(concurrent.futures.Executor):
             None if memory_limit is None else size_in_bytes(memory_limit, "memory_limit"),
             warn_after,
         )
+        if address_space_limit is not None and sys.platform != "linux":
+            raise ValueError("address_space_limit works on Linux only; memory_limit works everywhere")
         growth = None if max_rss_growth is None else size_in_bytes(max_rss_growth, "max_rss_growth")
         self._policy = NO_POLICY if policy == NO_POLICY else policy
         method = choose_start_method(mp_context)
@@ -136,6 +141,9 @@ class Executor(concurrent.futures.Executor):
             max(1, cores - 1),
             inherited,
             growth,
+            None
+            if address_space_limit is None
+            else size_in_bytes(address_space_limit, "address_space_limit"),
             logs.levels() if forward_logs else None,
             self._threshold,
         )

@@ -27,6 +27,17 @@ def own_bytes(pid: int) -> int:
         return 0
 
 
+def limit_address_space(more: int) -> None:
+    """Let this process map so many bytes more than it has now; beyond that, allocations fail with ``MemoryError``."""
+    import resource
+
+    with open("/proc/self/statm", "rb") as file:
+        mapped = int(file.read().split()[0]) * _PAGE
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = mapped + more if hard == resource.RLIM_INFINITY else min(mapped + more, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
 def oom_kills() -> int:
     """How many processes the kernel has killed for want of memory so far, in this container where that is known."""
     for path in (f"/sys/fs/cgroup{_cgroup()}/memory.events", "/sys/fs/cgroup/memory.events", "/proc/vmstat"):

@@ -22,7 +22,7 @@ from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
-from repartir.residence import own_bytes
+from repartir.residence import limit_address_space, own_bytes
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch
 from repartir.shm.board import Board, ClientSleep, Kind, MemberState
@@ -69,6 +69,8 @@ class MemberSettings:
     """Arrays that members have by fork: held here, so that references to them resolve."""
     max_rss_growth: int | None = None
     """A member that has grown by more bytes of memory of its own than this between tasks gives way to another."""
+    address_space: int | None = None
+    """Bytes of address space that a member may map beyond those that it has when it is ready."""
     log_levels: dict[str, int] | None = None
     """What members log goes to the client, whose levels these are; None: nowhere but to their own handlers."""
     out_of_band: int = OUT_OF_BAND_BYTES
@@ -124,6 +126,8 @@ class Worker:
         if not self._initialize():
             return
         self._words[self._row.baseline] = baseline = own_bytes(self._pid)
+        if self._settings.address_space is not None:
+            limit_address_space(self._settings.address_space)
         self._words[self._row.state] = MemberState.READY
         self._send(0, MEMBER_READY, b"")
         left = self._settings.max_tasks or -1

@@ -164,3 +164,23 @@ def warn(text: str, category: type[Warning] = CustomWarning) -> None:
 def add_handler(path: Path) -> None:
     """An initializer: the worker's own file."""
     logging.getLogger().addHandler(logging.FileHandler(path))
+
+
+def take_memory(size: int) -> int:
+    return len(bytearray(size))
+
+
+def run_an_executor_of_its_own(tasks: int) -> list[int]:
+    import repartir
+
+    with repartir.Executor(2) as executor:
+        return [executor.submit(pow, n, 2).result(30) for n in range(tasks)]
+
+
+def die_with_an_executor(path: Path) -> None:
+    import repartir
+
+    executor = repartir.Executor(2)
+    pids = {executor.submit(os.getpid).result(30) for _ in range(20)}
+    path.write_text(" ".join(map(str, pids)))
+    os.kill(os.getpid(), signal.SIGKILL)

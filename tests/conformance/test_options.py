@@ -371,6 +371,16 @@ class TestMemory:
         assert executor.stats().lost == 0  # type: ignore[attr-defined]
 
     @workers
+    def test_a_limit_of_the_operating_system(self, make: Make) -> None:
+        """The task gets the error, and the worker lives."""
+        executor = make(1, address_space_limit="500MiB")
+        pid = executor.submit(os.getpid).result(LIMIT_S)
+        assert isinstance(executor.submit(tasks.take_memory, 700 * MIB).exception(LIMIT_S), MemoryError)
+        assert executor.submit(tasks.take_memory, 200 * MIB).result(LIMIT_S) == 200 * MIB
+        assert executor.submit(tasks.total, np.ones(1_000_000)).result(LIMIT_S) == 1_000_000
+        assert executor.submit(os.getpid).result(LIMIT_S) == pid
+
+    @workers
     def test_a_kill_by_the_kernel_for_want_of_memory_is_recognised(
         self, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

@@ -6,15 +6,17 @@ import atexit
 import multiprocessing
 import os
 import signal
+import time
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from . import tasks
+from . import option_tasks, tasks
 from .conftest import Make
 from .kinds import Kind, every_start, only_fork, processes, workers
+from .scripts import run_script
 from .sync import LIMIT_S, BellKeeper, GateKeeper, wait_for_end
 
 NAME_PREFIXES = {"fork": "ForkProcess-", "spawn": "SpawnProcess-", "forkserver": "ForkServerProcess-"}
@@ -213,3 +215,44 @@ def _signal_state() -> tuple[bool, int, set[int]]:
     wakeup = signal.set_wakeup_fd(-1)
     blocked = {int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
     return signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL, wakeup, blocked
+
+
+@workers
+def test_an_executor_inside_a_task(make: Make) -> None:
+    """It works, and is gone with its task."""
+    executor = make(2)
+    futures = [executor.submit(option_tasks.run_an_executor_of_its_own, 5) for _ in range(4)]
+    assert [future.result(LIMIT_S) for future in futures] == [[0, 1, 4, 9, 16]] * 4
+
+
+@workers
+def test_an_executor_in_a_daemon_process(kind: Kind, tmp_path: Path) -> None:
+    """Where multiprocessing itself refuses to make children."""
+    source = """
+    import multiprocessing, sys
+    def run(queue):
+        with make(2) as ex:
+            queue.put(ex.submit(pow, 2, 5).result(15))
+    if __name__ == "__main__":
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        process = context.Process(target=run, args=(queue,), daemon=True)
+        process.start()
+        print(queue.get(timeout=20))
+        process.join(20)
+        print(process.exitcode)
+    """
+    ended = run_script(tmp_path, kind, source)
+    assert (ended.returncode, ended.lines, ended.stderr) == (0, ["32", "0"], "")
+
+
+@workers
+def test_a_task_that_dies_takes_its_own_executor_with_it(make: Make, tmp_path: Path) -> None:
+    executor = make(1)
+    future = executor.submit(option_tasks.die_with_an_executor, tmp_path / "pids")
+    assert future.exception(LIMIT_S) is not None
+    deadline = time.monotonic() + LIMIT_S
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
