@@ -82,20 +82,29 @@ def run_client(workers: int, tasks: int, timeout_s: float) -> list[Look]:
 def measure(settings: Settings) -> Report:
     """A fresh client a round; the goal is for whatever grew most."""
     tasks = settings.pick(100_000, 10_000)
-    rounds = [
-        list(growth(run_client(settings.workers, tasks, settings.pick(180, 60))))
-        for _ in range(settings.pick(3, 1))
+    clients = [
+        run_client(settings.workers, tasks, settings.pick(180, 60)) for _ in range(settings.pick(3, 1))
     ]
-    rows = [
-        Row(
-            looks[0][0],
-            OURS,
-            spread([last for _, last, _ in looks]),
-            "% growth",
-            note=f"at most {max(most for _, _, most in looks):.2f}",
-        )
-        for looks in zip(*rounds, strict=True)
-    ]
+    rounds = [list(growth(looks)) for looks in clients]
+    rows = []
+    for since, of_all in (
+        (f"since {SETTLED:,} tasks", rounds),
+        (
+            f"since {tasks // 10:,} tasks",
+            [list(growth(looks[tasks // 10 // SETTLED - 1 :])) for looks in clients],
+        ),
+    ):
+        for each in zip(*of_all, strict=True):
+            most = max(most for _, _, most in each)
+            rows.append(
+                Row(
+                    f"{each[0][0]}, {since}",
+                    OURS,
+                    spread([last for _, last, _ in each]),
+                    "% growth",
+                    note=f"at most {most:.2f}",
+                )
+            )
     worst = spread([max(last for _, last, _ in looks) for looks in rounds])
     return Report(
         "array_steady",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +16,9 @@ from repartir.shm.arena import KEPT, RESULT
 from repartir.shm.board import MemberState
 from repartir.shm.layout import MEMBER_BROKEN, MEMBER_LOG, MEMBER_READY
 from repartir.supervisor import STARTS, MemberExited, Supervisor, describe_exit
+
+MOST_STARTS = 20
+"""So often the member of one row is started, where somebody else may have killed those before."""
 
 
 class Members:
@@ -44,6 +48,11 @@ class Members:
         self._on_broken = on_broken
         self._ready = [False] * rows
         self._early_deaths = [0] * rows
+        """How often the member of a row died in a row before it was ready."""
+        self._recent_deaths = [0] * rows
+        """The same, since any member was ready: somebody may kill workers at random, which is no reason to give up."""
+        self._hung: set[int] = set()
+        """Rows whose member was killed because it did not begin in time."""
         self._logged: deque[bytes] = deque()
         self._last_logged = [0] * rows
 
@@ -78,6 +87,7 @@ class Members:
         else:
             for at in late:
                 self._supervisor.kill(at)
+                self._hung.add(at)
             self._supervisor.extend_deadline()
         return False
 
@@ -88,6 +98,7 @@ class Members:
             if status == MEMBER_READY:
                 self._ready[at] = True
                 self._early_deaths[at] = 0
+                self._recent_deaths = [0] * len(self._recent_deaths)
             elif status == MEMBER_LOG:
                 (number,) = logs.SEQUENCE.unpack_from(payload)
                 if number > self._last_logged[at]:
@@ -142,12 +153,17 @@ class Members:
             self.lost += 1
             if not self._ready[at]:
                 self._early_deaths[at] += 1
+                self._recent_deaths[at] += 1
         self._ready[at] = False
         self._last_logged[at] = 0
-        if self._early_deaths[at] >= STARTS:
+        killed = exit_code in (-signal.SIGKILL, -signal.SIGTERM) and at not in self._hung
+        self._hung.discard(at)
+        most = MOST_STARTS if killed else STARTS
+        if self._recent_deaths[at] >= most or self._early_deaths[at] >= MOST_STARTS:
+            times = self._early_deaths[at]
             self._on_broken(
                 BrokenProcessPool(
-                    f"workers die before they are ready ({describe_exit(exit_code)}), {STARTS} in a row"
+                    f"workers die before they are ready ({describe_exit(exit_code)}), {times} in a row"
                 )
             )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import enum
+import faulthandler
 import os
 import resource
 import signal
@@ -79,10 +80,12 @@ def be_killed() -> None:
 
 def crash() -> None:
     """In C code."""
+    faulthandler.disable()  # pytest's, which would write to its terminal
     ctypes.string_at(0)
 
 
 def abort() -> None:
+    faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.abort()
 

@@ -14,6 +14,7 @@ import pytest
 import repartir
 from repartir import PoisonTask, WorkerDied
 from repartir.ledger import MAX_REPOSTS
+from repartir.members import MOST_STARTS
 from repartir.supervisor import STARTS
 from tests.faults.conftest import Make
 from tests.faults.mortal import Fact, Facts, Fate, bring_up, run
@@ -43,11 +44,11 @@ class TestStart:
         check_goes_on(ex)
 
     def test_one_row_that_never_comes_up_breaks_the_pool(self, make: Make, tmp_path: Path) -> None:
-        ex = make(1, initializer=die_so_often, initargs=(Facts(tmp_path / "facts"), STARTS))
+        ex = make(1, initializer=die_so_often, initargs=(Facts(tmp_path / "facts"), MOST_STARTS))
         error = ex.submit(pow, 2, 2).exception(LIMIT_S)
         assert isinstance(error, BrokenProcessPool)
         assert "SIGKILL" in str(error)
-        assert f"{STARTS} in a row" in str(error)
+        assert f"{MOST_STARTS} in a row" in str(error)
         with pytest.raises(BrokenProcessPool):
             ex.submit(pow, 2, 2)
 
