@@ -511,7 +511,9 @@ class Pump:
 
     def pin_views(self) -> None:
         """The client forks a child, which has the arrays that it has now: their blocks are not used again."""
-        self.pinned.update(list(self.views))
+        for handle, (_, ref) in list(self.views.items()):
+            if ref is None or ref() is not None:
+                self.pinned.add(handle)
 
     def own_views(self) -> None:
         """In that child: what it writes to them stays its own."""

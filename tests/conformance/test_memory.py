@@ -175,6 +175,19 @@ def test_who_is_told_of_memory_that_was_let_go_of_finds_it(make: Make) -> None:
         assert found[0] == 1
 
 
+def test_a_fork_keeps_only_what_is_alive(make: Make) -> None:
+    """Not what nobody has swept yet: the child cannot reach it either."""
+    with make(1) as ex:
+        kept, dropped = (ex.submit(zeros, MIB).result(LIMIT_S) for _ in range(2))
+        pump = ex._broker.pump
+        with pump.mutex:  # nobody sweeps
+            del dropped
+            pump.pin_views()
+            assert len(pump.views) == 2
+            assert len(pump.pinned) == 1
+        assert kept.nbytes == MIB
+
+
 def test_memory_stays_flat(make: Make) -> None:
     with make(2) as ex:
         sizes = []
