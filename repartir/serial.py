@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from repartir import mapping, optional, worker
 from repartir.codec import Encoded, encode_value, parts_of
 from repartir.future import Future
-from repartir.policy import Policy
+from repartir.policy import NO_POLICY
 from repartir.stats import ExecutorStats, shared_bytes
 
 P = ParamSpec("P")
@@ -42,13 +42,16 @@ class SerialExecutor(concurrent.futures.Executor):
         out_of_band: int | str | None = None,
         shm_limit: int | str | None = None,
         shm_timeout: float | None = None,
+        max_rss_growth: int | str | None = None,
+        address_space_limit: int | str | None = None,
+        forward_logs: bool = True,
         **options: Any,
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self.name = name
         self._shut = False
-        self._policy = Policy(**options)
+        self._policy = NO_POLICY.changed(**options)
         if initializer is not None:
             initializer(*initargs)
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 
 from . import tasks
-from .kinds import ALL, SLOW_TO_START, Kind
+from .kinds import ALL, SLOW_TO_START, SPAWN, Kind
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 Make = Callable[..., Executor]
@@ -29,6 +29,7 @@ CLOSE_LIMIT_S = 15.0
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kinds(*kinds): the executor kinds that a conformance test runs for")
     config.addinivalue_line("markers", "every_start: runs for every start method in the fast suite too")
+    config.addinivalue_line("markers", "any_start: what it tests does not depend on the start method")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -37,6 +38,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         own_executors = "ex" not in metafunc.fixturenames
         every_start = metafunc.definition.get_closest_marker("every_start") is not None
         slow = SLOW_TO_START if own_executors and not every_start else ()
+        if own_executors and metafunc.definition.get_closest_marker("any_start") is not None:
+            slow = (*slow, SPAWN)
         parameters = [
             pytest.param(kind, id=kind.name, marks=[pytest.mark.slow] if kind in slow else [])
             for kind in (mark.args if mark else ALL)

@@ -18,6 +18,8 @@ from .kinds import Kind, workers
 from .scripts import run_script
 from .sync import LIMIT_S
 
+pytestmark = pytest.mark.any_start
+
 
 @pytest.fixture(autouse=True)
 def levels() -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import inspect
 import io
 import operator
 import os
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repartir import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
+from repartir import Executor as Executor_
+from repartir import MemoryLimitExceeded, PoisonTask, SerialExecutor, TaskTimeout, WorkerDied
 
 from . import option_tasks as tasks
 from .conftest import Make
 from .kinds import ours, workers
 from .sync import LIMIT_S
+
+pytestmark = pytest.mark.any_start
 
 AT_ONCE = 0.01
 """A back-off that tests do not wait for."""
@@ -109,8 +113,8 @@ class TestTimeOut:
         assert 0.4 <= time.monotonic() - began < 5
 
     @workers
-    def test_not_reached_changes_nothing(self, own: Any) -> None:
-        limited = own.options(timeout=30)
+    def test_not_reached_changes_nothing(self, ex: Any) -> None:
+        limited = ex.options(timeout=30)
         assert [limited.submit(pow, n, 2).result(LIMIT_S) for n in range(100)] == [n * n for n in range(100)]
         assert list(limited.map(operator.neg, range(100))) == [-n for n in range(100)]
 
@@ -134,21 +138,21 @@ class TestTimeOut:
 
 class TestRetries:
     @ours
-    def test_until_it_succeeds(self, own: Any, tmp_path: Path) -> None:
-        again = own.options(retries=3, backoff=AT_ONCE)
+    def test_until_it_succeeds(self, ex: Any, tmp_path: Path) -> None:
+        again = ex.options(retries=3, backoff=AT_ONCE)
         assert again.submit(tasks.fails_first, tmp_path / "calls", 2).result(LIMIT_S) == 3
 
     @ours
-    def test_as_often_as_asked_and_the_error_lists_the_attempts(self, own: Any, tmp_path: Path) -> None:
-        again = own.options(retries=2, backoff=AT_ONCE)
+    def test_as_often_as_asked_and_the_error_lists_the_attempts(self, ex: Any, tmp_path: Path) -> None:
+        again = ex.options(retries=2, backoff=AT_ONCE)
         error = again.submit(tasks.fails_first, tmp_path / "calls", 9).exception(LIMIT_S)
         assert isinstance(error, ValueError)
         assert str(error) == "call 3"
         assert (tmp_path / "calls").stat().st_size == 3
 
     @workers
-    def test_the_error_lists_the_attempts(self, own: Any, tmp_path: Path) -> None:
-        again = own.options(retries=2, backoff=AT_ONCE)
+    def test_the_error_lists_the_attempts(self, ex: Any, tmp_path: Path) -> None:
+        again = ex.options(retries=2, backoff=AT_ONCE)
         error = again.submit(tasks.fails_first, tmp_path / "calls", 9).exception(LIMIT_S)
         assert error.__notes__ == [
             "attempt 1 of 3 failed with ValueError: call 1",
@@ -157,15 +161,15 @@ class TestRetries:
         ]
 
     @ours
-    def test_only_for_what_is_worth_it(self, own: Any, tmp_path: Path) -> None:
-        again = own.options(retries=5, backoff=AT_ONCE, retry_on=(KeyError, OSError))
+    def test_only_for_what_is_worth_it(self, ex: Any, tmp_path: Path) -> None:
+        again = ex.options(retries=5, backoff=AT_ONCE, retry_on=(KeyError, OSError))
         assert isinstance(again.submit(tasks.fails_first, tmp_path / "a", 9).exception(LIMIT_S), ValueError)
         assert (tmp_path / "a").stat().st_size == 1
         assert again.submit(tasks.fails_first, tmp_path / "b", 1, OSError).result(LIMIT_S) == 2
 
     @ours
-    def test_none_unless_asked(self, own: Any, tmp_path: Path) -> None:
-        assert isinstance(own.submit(tasks.fails_first, tmp_path / "calls", 1).exception(LIMIT_S), ValueError)
+    def test_none_unless_asked(self, ex: Any, tmp_path: Path) -> None:
+        assert isinstance(ex.submit(tasks.fails_first, tmp_path / "calls", 1).exception(LIMIT_S), ValueError)
 
     @workers
     def test_after_a_death(self, own: Any, tmp_path: Path) -> None:
@@ -201,21 +205,21 @@ class TestRetries:
 
     @workers
     @pytest.mark.parametrize("elements", [10, 100_000])
-    def test_see_the_original_arguments(self, own: Any, tmp_path: Path, elements: int) -> None:
+    def test_see_the_original_arguments(self, ex: Any, tmp_path: Path, elements: int) -> None:
         array = np.ones(elements)
-        again = own.options(retries=2, backoff=AT_ONCE)
+        again = ex.options(retries=2, backoff=AT_ONCE)
         future = again.submit(tasks.writes_and_fails_first, array, tmp_path / "calls", 2)
         array[:] = 7
         assert future.result(LIMIT_S) == elements
 
     @ours
-    def test_in_a_map(self, own: Any, tmp_path: Path) -> None:
-        again = own.options(retries=2, backoff=AT_ONCE)
+    def test_in_a_map(self, ex: Any, tmp_path: Path) -> None:
+        again = ex.options(retries=2, backoff=AT_ONCE)
         paths = [tmp_path / str(n) for n in range(5)]
         assert list(again.map(tasks.fails_first, paths, [2] * 5)) == [3] * 5
 
     @workers
-    def test_wait_as_long_as_the_back_off_says(self, own: Any, tmp_path: Path) -> None:
+    def test_wait_as_long_as_the_back_off_says(self, ex: Any, tmp_path: Path) -> None:
         asked: list[int] = []
 
         def backoff(failures: int) -> float:
@@ -223,17 +227,17 @@ class TestRetries:
             return 0.15
 
         began = time.monotonic()
-        again = own.options(retries=2, backoff=backoff)
+        again = ex.options(retries=2, backoff=backoff)
         assert again.submit(tasks.fails_first, tmp_path / "calls", 2).result(LIMIT_S) == 3
         assert asked == [1, 2]
         assert time.monotonic() - began >= 0.3
 
     @workers
-    def test_a_back_off_that_fails_fails_the_task(self, own: Any, tmp_path: Path) -> None:
-        again = own.options(retries=2, backoff=lambda failures: failures / 0)
+    def test_a_back_off_that_fails_fails_the_task(self, ex: Any, tmp_path: Path) -> None:
+        again = ex.options(retries=2, backoff=lambda failures: failures / 0)
         error = again.submit(tasks.fails_first, tmp_path / "calls", 2).exception(LIMIT_S)
         assert isinstance(error, ZeroDivisionError)
-        assert own.submit(pow, 2, 3).result(LIMIT_S) == 8
+        assert ex.submit(pow, 2, 3).result(LIMIT_S) == 8
 
     @workers
     def test_a_cancel_during_the_back_off(self, own: Any, tmp_path: Path) -> None:
@@ -304,8 +308,8 @@ class TestStopping:
         assert running.cancel(running=True)  # type: ignore[call-arg]
 
     @ours
-    def test_one_that_is_done_is_not_stopped(self, own: Any) -> None:
-        future = own.submit(pow, 2, 3)
+    def test_one_that_is_done_is_not_stopped(self, ex: Any) -> None:
+        future = ex.submit(pow, 2, 3)
         assert future.result(LIMIT_S) == 8
         assert not future.cancel(running=True)
         assert future.result() == 8
@@ -440,8 +444,8 @@ class TestOptions:
             named.submit(pow, 2, 3)
 
     @ours
-    def test_are_inherited(self, own: Any, tmp_path: Path) -> None:
-        again = own.options(retries=1, backoff=AT_ONCE).options(name="fit")
+    def test_are_inherited(self, ex: Any, tmp_path: Path) -> None:
+        again = ex.options(retries=1, backoff=AT_ONCE).options(name="fit")
         assert again.submit(tasks.fails_first, tmp_path / "calls", 1).result(LIMIT_S) == 2
 
     @workers
@@ -456,15 +460,26 @@ class TestOptions:
             ValueError,
         )
 
-    @workers
-    def test_show_in_repr(self, own: Any) -> None:
-        assert "retries=2" in repr(own.options(retries=2, timeout=5))
-        assert "timeout=5" in repr(own.options(retries=2, timeout=5))
+    def test_the_serial_executor_takes_them_all(self) -> None:
+        keywords = {
+            name: parameter.default
+            for name, parameter in inspect.signature(Executor_).parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        with SerialExecutor(**{**keywords, "max_workers": 2, "memory_limit": "1GiB"}) as executor:
+            assert executor.submit(pow, 2, 3).result() == 8
+        with pytest.raises(TypeError, match="speed"):
+            SerialExecutor(speed=3)
 
     @workers
-    def test_with_asyncio(self, own: Any, tmp_path: Path) -> None:
+    def test_show_in_repr(self, ex: Any) -> None:
+        assert "retries=2" in repr(ex.options(retries=2, timeout=5))
+        assert "timeout=5" in repr(ex.options(retries=2, timeout=5))
+
+    @workers
+    def test_with_asyncio(self, ex: Any, tmp_path: Path) -> None:
         async def main() -> int:
-            again = own.options(retries=1, backoff=AT_ONCE)
+            again = ex.options(retries=1, backoff=AT_ONCE)
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(again, tasks.fails_first, tmp_path / "calls", 1)
 
@@ -494,13 +509,11 @@ class TestOptions:
             ({"speed": 3}, TypeError),
         ],
     )
-    def test_that_make_no_sense_are_named(
-        self, own: Any, bad: dict[str, Any], error: type[Exception]
-    ) -> None:
+    def test_that_make_no_sense_are_named(self, ex: Any, bad: dict[str, Any], error: type[Exception]) -> None:
         with pytest.raises(error, match=next(iter(bad))):
-            own.options(**bad)
+            ex.options(**bad)
 
     @workers
-    def test_a_chunk_size_does_not_go_with_a_time_out(self, own: Any) -> None:
+    def test_a_chunk_size_does_not_go_with_a_time_out(self, ex: Any) -> None:
         with pytest.raises(ValueError, match="chunksize"):
-            own.options(timeout=3).map(abs, [1, 2], chunksize=2)
+            ex.options(timeout=3).map(abs, [1, 2], chunksize=2)
