@@ -284,3 +284,57 @@ def test_sigusr1_makes_a_worker_write_its_stacks(
     assert stdout == "True\n", stderr
     assert "in sleep_long" in stderr
     assert "in ring_and_sleep" in stderr
+
+
+TWICE = """
+import sys
+from tests.conformance import option_tasks
+from tests.conformance.sync import Bell
+def ring():
+    Bell(sys.argv[1]).ring()
+    option_tasks.sleep_long()
+if __name__ == "__main__":
+    with make(2) as ex:
+        futures = [ex.submit(ring) for _ in range(6)]
+        try:
+            futures[0].result()
+        finally:
+            ex.shutdown()  # as an exit handler may: it waits, and is interrupted in its turn
+"""
+
+WITH_ASYNCIO = """
+import asyncio, sys
+from tests.conformance import option_tasks
+from tests.conformance.sync import Bell
+def ring():
+    Bell(sys.argv[1]).ring()
+    option_tasks.sleep_long()
+async def main():
+    with make(2) as ex:
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(ex, ring) for _ in range(6)))
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@workers
+@pytest.mark.parametrize("source", [TWICE, WITH_ASYNCIO], ids=["shutdown", "asyncio"])
+def test_a_second_ctrl_c_ends_at_once(
+    kind: Kind, tmp_path: Path, bell: BellKeeper, gate: GateKeeper, source: str
+) -> None:
+    """Whatever the first one left waiting; no worker prints a traceback, and nothing is left."""
+    with started(tmp_path, kind, source, bell.bell.path, gate.gate.path) as process:
+        bell.hear(), bell.hear()
+        family = descendants(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        seconds, _, stderr = end_of(process)
+    assert seconds < ENDS_WITHIN_S + LOADED_MACHINE_S
+    assert process.returncode == -signal.SIGINT
+    assert "worker" not in stderr
+    assert "KeyboardInterrupt" in stderr
+    assert survivors(family, ENDS_WITHIN_S) == []
+    assert len(bell.hear_all()) == 0
