@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         own_executors = "ex" not in metafunc.fixturenames
         every_start = metafunc.definition.get_closest_marker("every_start") is not None
         slow = SLOW_TO_START if own_executors and not every_start else ()
-        if own_executors and metafunc.definition.get_closest_marker("any_start") is not None:
+        if slow and metafunc.definition.get_closest_marker("any_start") is not None:
             slow = (*slow, SPAWN)
         parameters = [
             pytest.param(kind, id=kind.name, marks=[pytest.mark.slow] if kind in slow else [])

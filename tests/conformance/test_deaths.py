@@ -15,6 +15,8 @@ from .conftest import Make
 from .kinds import control_only, every_start, processes, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper, wait_for_end
 
+pytestmark = pytest.mark.any_start
+
 
 @pytest.fixture
 def fresh(make: Make) -> Executor:

@@ -17,6 +17,8 @@ from .conftest import Make
 from .kinds import Kind, every_start, processes, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper, wait_for_end
 
+pytestmark = pytest.mark.any_start
+
 AFTER_SHUTDOWN = r"^cannot schedule new futures after shutdown$"
 
 
