@@ -30,7 +30,7 @@ from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 MIB = 1 << 20
 
-pytestmark = workers
+pytestmark = [workers, pytest.mark.any_start]
 
 
 def run(ex: Any, fn: Callable[..., Any], *args: Any) -> Any:
