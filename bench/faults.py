@@ -24,7 +24,7 @@ from repartir import Executor, TaskTimeout, WorkerDied
 from .common import Settings, run_script
 from .contenders import OURS
 from .report import Goal, Report, Row
-from .stats import Spread, spread
+from .stats import exactly, spread
 
 KILL_EVERY_S = 0.05
 TASK_S = 1e-3
@@ -184,10 +184,6 @@ def measure(settings: Settings) -> Report:
             ),
         ],
     )
-
-
-def exactly(value: float) -> Spread:
-    return Spread(value, value, value)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import psutil
 from .common import Settings, client_process, run_script
 from .contenders import ARRAY_CONTENDERS, OURS, Contender, Pool
 from .report import Goal, Report, Row
-from .stats import Spread
+from .stats import exactly
 from .tasks import noop
 
 LEFT_AFTER_S = 5.0
@@ -128,16 +128,22 @@ def measure(settings: Settings) -> Report:
             rows.append(Row(probe, contender.name, None, "", note=ask(probe, contender, settings.workers)))
         for how in ENDS:
             processes, names = remains(how, contender, settings.workers)
-            value = Spread(processes, processes, processes)
-            rows.append(Row(how, contender.name, value, "processes left", note=f"{names} names in /dev/shm"))
+            rows.append(
+                Row(
+                    how,
+                    contender.name,
+                    exactly(processes),
+                    "processes left",
+                    note=f"{names} names in /dev/shm",
+                )
+            )
             if contender.name == OURS:
                 ours.append(processes + names)
-    left = float(max(ours))
     return Report(
         "reliability",
         f"deaths and ends; what is left after {LEFT_AFTER_S:.0f} s",
         rows,
-        [Goal("processes or names left after the client's end", Spread(left, left, left), 0, at_least=False)],
+        [Goal("processes or names left after the client's end", exactly(max(ours)), 0, at_least=False)],
     )
 
 

@@ -29,6 +29,11 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(statistics.median(known), known[0], known[-1])
 
 
+def exactly(value: float) -> Spread:
+    """What was measured once."""
+    return Spread(value, value, value)
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least `percent` per cent of `values` do not exceed (nearest rank)."""
     if not values:

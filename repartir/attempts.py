@@ -15,19 +15,19 @@ from collections import deque
 from collections.abc import Callable
 
 from repartir.diagnosis import describe
+from repartir.environment import oom_kills
 from repartir.errors import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
-from repartir.ledger import MAX_REPOSTS
+from repartir.ledger import MAX_REPOSTS, Failure
 from repartir.policy import MEMORY_LOOK_S
 from repartir.pump import CANCELLED, Pump, TaskRecord
-from repartir.residence import oom_kills, own_bytes
-from repartir.stacks import StackFile
+from repartir.residence import own_bytes
+from repartir.stacks import CHECK_S, StackFile
 from repartir.states import TaskEvent
 from repartir.stats import in_words
 from repartir.supervisor import Supervisor, describe_exit
 
 _STACK_S = 0.1
 """How long a member that is to be killed may take to write its stacks."""
-_STACK_CHECK_S = 0.003
 _LEAST_LOOK_S = 0.001
 _WARNED = 10_000
 """So many attempts that were warned of are remembered, lest they be warned of again."""
@@ -37,7 +37,7 @@ _log = logging.getLogger("repartir")
 class _Overdue:
     """A task over its limit, until its member is told to end."""
 
-    __slots__ = ("asked_at", "elapsed", "record", "row", "size", "word")
+    __slots__ = ("asked_at", "elapsed", "record", "row", "word")
 
     def __init__(self, record: TaskRecord, row: int, word: int, elapsed: float) -> None:
         self.record = record
@@ -45,7 +45,6 @@ class _Overdue:
         self.word = word
         self.elapsed = elapsed
         self.asked_at: float | None = None
-        self.size = 0
 
 
 class Attempts:
@@ -98,6 +97,11 @@ class Attempts:
         pump.next_look = self._clock() + max(min(waits), _LEAST_LOOK_S) if waits else float("inf")
         return settled
 
+    def end(self) -> None:
+        """Nothing is looked after any more: others may have the file for stacks."""
+        while self._overdue:
+            self._done_with_first()
+
     def died(self, record: TaskRecord, exit_code: int, *, begun: bool) -> None:
         """The task's member died in it, or for the last time before it.  Under the pump's mutex."""
         if record.stopped is CANCELLED:
@@ -106,10 +110,8 @@ class Attempts:
         elif record.stopped is not None:
             self._ended(record, record.stopped, died=False)
         elif begun:
-            record.deaths += 1
-            self._ended(
-                record, _died(record, exit_code, out_of_memory=self._killed_for_memory(exit_code)), died=True
-            )
+            out_of_memory = self._killed_for_memory(exit_code)
+            self._ended(record, _died(record, exit_code, out_of_memory=out_of_memory), died=True)
         else:
             self._pump.settle(record, None, _never_begun(record, exit_code), TaskEvent.FAIL)
 
@@ -126,7 +128,7 @@ class Attempts:
         if record.future.done():
             return pump.forget(record, TaskEvent.CANCEL)
         if record.may_retry(error, died=died):
-            record.failures = (*record.failures, error)
+            record.failures = (*record.failures, Failure(error, died))
             try:
                 delay = record.policy.delay(len(record.failures), self._rng)
             except Exception as exc:  # noqa: BLE001 - of the user's back-off function
@@ -139,7 +141,7 @@ class Attempts:
         elif record.failures:
             attempts = len(record.failures) + 1
             for nth, earlier in enumerate(record.failures, 1):
-                error.add_note(f"attempt {nth} of {attempts} failed with {describe(earlier)}")
+                error.add_note(f"attempt {nth} of {attempts} failed with {describe(earlier.error)}")
             error.add_note(f"attempt {attempts} of {attempts} failed with this error")
         return pump.settle(record, None, error, TaskEvent.FAIL)
 
@@ -222,15 +224,13 @@ class Attempts:
                 continue
             if first.asked_at is None:
                 if not self._stacks.lock.acquire(blocking=False):
-                    return _STACK_CHECK_S
+                    return CHECK_S
                 self._stacks.rewind()
                 self._supervisor.dump(first.row)
                 first.asked_at = now
-                return _STACK_CHECK_S
-            size = self._stacks.size()
-            if (not size or size != first.size) and now - first.asked_at < _STACK_S:
-                first.size = size
-                return _STACK_CHECK_S
+                return CHECK_S
+            if not self._stacks.is_written() and now - first.asked_at < _STACK_S:
+                return CHECK_S
             record = first.record
             if isinstance(record.stopped, TaskTimeout):
                 record.stopped = _timeout(record, first.elapsed, self._stacks.text())
@@ -281,42 +281,49 @@ def _over_memory(record: TaskRecord, used: int, limit: int) -> MemoryLimitExceed
 
 
 def _died(record: TaskRecord, code: int, *, out_of_memory: bool) -> WorkerDied:
-    exit_code, number = (code, None) if code >= 0 else (None, -code)
     why = (
         " The kernel has just killed a process because memory ran out, most likely this one: "
         "give tasks less to do at a time, or use fewer workers."
         if out_of_memory
         else ""
     )
-    return WorkerDied(
+    return _death(
+        WorkerDied,
         f"the worker that ran task {record.title!r} died ({describe_exit(code)}). The task may have run in part; "
         f"other tasks are not affected.{why}",
-        exit_code=exit_code,
-        signal=number,
-        task=record.title,
+        record,
+        code,
     )
 
 
-def _never_begun(record: TaskRecord, code: int) -> PoisonTask:
-    exit_code, number = (code, None) if code >= 0 else (None, -code)
-    return PoisonTask(
+def _never_begun(record: TaskRecord, code: int) -> WorkerDied:
+    return _death(
+        PoisonTask,
         f"{MAX_REPOSTS + 1} workers in a row died before they could begin task {record.title!r} "
         f"(last: {describe_exit(code)})",
-        exit_code=exit_code,
-        signal=number,
-        task=record.title,
+        record,
+        code,
     )
 
 
-def _poison(record: TaskRecord, last: BaseException) -> PoisonTask:
-    deaths = [error for error in (*record.failures, last) if isinstance(error, WorkerDied)]
-    how = ", ".join(
-        describe_exit(death.exit_code if death.exit_code is not None else -(death.signal or 0))
-        for death in deaths
+def _poison(record: TaskRecord, last: BaseException) -> WorkerDied:
+    deaths = [*(failure.error for failure in record.failures if failure.died), last]
+    codes = [_code_of(death) for death in deaths]
+    return _death(
+        PoisonTask,
+        f"task {record.title!r} killed {len(deaths)} workers ({', '.join(map(describe_exit, codes))}) and is given up: "
+        f"poison_limit={len(deaths)}",
+        record,
+        codes[-1],
     )
-    return PoisonTask(
-        f"task {record.title!r} killed {len(deaths)} workers ({how}) and is given up: poison_limit={len(deaths)}",
-        exit_code=deaths[-1].exit_code,
-        signal=deaths[-1].signal,
-        task=record.title,
-    )
+
+
+def _death(kind: type[WorkerDied], message: str, record: TaskRecord, code: int) -> WorkerDied:
+    exit_code, number = (code, None) if code >= 0 else (None, -code)
+    return kind(message, exit_code=exit_code, signal=number, task=record.title)
+
+
+def _code_of(death: BaseException) -> int:
+    """The exit code that `_death` was given."""
+    assert isinstance(death, WorkerDied)
+    return death.exit_code if death.signal is None else -death.signal  # type: ignore[return-value]

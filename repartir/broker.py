@@ -650,6 +650,7 @@ class Broker:
         reason = self.broken or BrokenProcessPool("the executor was stopped")
         self.pump.end(lambda: _copy_of(reason))
         self.members.deliver_logs()
+        self._attempts.end()
         self._deliver()
         self._supervisor.close(kill=not self.members.nursery_gone)
         self.pump.keep_views_only()

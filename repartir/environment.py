@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import multiprocessing
+import numbers
 import os
 import re
 import sys
@@ -60,6 +61,15 @@ def size_in_bytes(size: int | str, what: str) -> int:
     return found
 
 
+def check_seconds(what: str, value: Any, *, zero_is_allowed: bool = True) -> None:
+    """``TypeError`` or ``ValueError``, naming ``what``, unless the value is a finite number of seconds, not negative."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{what} must be seconds, not {type(value).__name__}")
+    if not 0 <= float(value) < math.inf or (value == 0 and not zero_is_allowed):
+        least = "at least" if zero_is_allowed else "more than"
+        raise ValueError(f"{what} must be seconds, {least} 0, not {value!r}")
+
+
 def choose_start_method(mp_context: Any) -> str:
     """The start method (fork, spawn or forkserver) for an ``mp_context`` argument (a context, a name, or None)."""
     if isinstance(mp_context, str):
@@ -90,6 +100,25 @@ def choose_start_method(mp_context: Any) -> str:
             reason,
         )
     return "forkserver"
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory so far, in this container where that is known."""
+    for path in (f"{_CGROUP}{_own_cgroup()}/memory.events", f"{_CGROUP}/memory.events", "/proc/vmstat"):
+        with contextlib.suppress(OSError):
+            for line in _text(path).splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    return 0
+
+
+def _own_cgroup() -> str:
+    """The path of this process's group in the unified hierarchy."""
+    with contextlib.suppress(OSError):
+        for line in _text("/proc/self/cgroup").splitlines():
+            if line.startswith("0::"):
+                return line.removeprefix("0::").rstrip("/")
+    return ""
 
 
 def _cgroup_quota() -> float | None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 __all__ = [
     "FreedError",
@@ -59,10 +58,6 @@ class WorkerDied(RepartirError, BrokenProcessPool):
         self.signal = signal
         self.task = task
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The attributes are in __dict__, which unpickling restores after type(self)(*args).
-        return type(self), self.args, self.__dict__.copy()
-
 
 class PoisonTask(WorkerDied):
     """The task killed as many workers as its ``poison_limit`` allows, or each died before it could begin the task."""
@@ -81,9 +76,6 @@ class TaskTimeout(RepartirError, TimeoutError):
         self.elapsed = elapsed
         self.stack = stack
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.args, self.__dict__.copy()
-
 
 class MemoryLimitExceeded(RepartirError, MemoryError):
     """The worker took more memory than the task's ``memory_limit`` and was killed and replaced.
@@ -96,9 +88,6 @@ class MemoryLimitExceeded(RepartirError, MemoryError):
         self.task = task
         self.used = used
         self.limit = limit
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.args, self.__dict__.copy()
 
 
 class SharedMemoryFull(RepartirError, MemoryError):

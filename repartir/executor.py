@@ -5,8 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import itertools
-import math
-import numbers
 import operator
 import os
 import sys
@@ -19,12 +17,18 @@ from typing import Any, ParamSpec, TextIO, TypeVar
 from repartir import logs, mapping
 from repartir.broker import Broker
 from repartir.codec import OUT_OF_BAND_BYTES, encode_call
-from repartir.environment import choose_start_method, default_workers, size_in_bytes, usable_cores
+from repartir.environment import (
+    check_seconds,
+    choose_start_method,
+    default_workers,
+    size_in_bytes,
+    usable_cores,
+)
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.functions import FunctionRef, FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
-from repartir.policy import NO_POLICY, UNSET, Backoff, Policy, as_tuple
+from repartir.policy import NO_POLICY, UNSET, Backoff, Policy
 from repartir.serial import SerialExecutor, current_executor, share
 from repartir.shm.board import BoardClosed
 from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
@@ -106,25 +110,24 @@ class Executor(concurrent.futures.Executor):
         self._threshold = size_in_bytes(out_of_band, "out_of_band")
         limit = None if shm_limit is None else max(size_in_bytes(shm_limit, "shm_limit"), _LEAST_LIMIT)
         if shm_timeout is not None:
-            if isinstance(shm_timeout, bool) or not isinstance(shm_timeout, numbers.Real):
-                raise TypeError(f"shm_timeout must be seconds or None, not {type(shm_timeout).__name__}")
-            if not 0 <= shm_timeout < math.inf:
-                raise ValueError(f"shm_timeout must be seconds, at least 0, or None, not {shm_timeout!r}")
-        policy = Policy(
-            timeout,
-            grace,
-            retries,
-            as_tuple(retry_on),
-            backoff,
-            idempotent,
-            poison_limit,
-            None if memory_limit is None else size_in_bytes(memory_limit, "memory_limit"),
-            warn_after,
+            check_seconds("shm_timeout", shm_timeout)
+        self._policy = NO_POLICY.changed(
+            timeout=timeout,
+            grace=grace,
+            retries=retries,
+            retry_on=retry_on,
+            backoff=backoff,
+            idempotent=idempotent,
+            poison_limit=poison_limit,
+            memory_limit=memory_limit,
+            warn_after=warn_after,
         )
-        if address_space_limit is not None and sys.platform != "linux":
-            raise ValueError("address_space_limit works on Linux only; memory_limit works everywhere")
         growth = None if max_rss_growth is None else size_in_bytes(max_rss_growth, "max_rss_growth")
-        self._policy = NO_POLICY if policy == NO_POLICY else policy
+        space = None
+        if address_space_limit is not None:
+            if sys.platform != "linux":
+                raise ValueError("address_space_limit works on Linux only; memory_limit works everywhere")
+            space = size_in_bytes(address_space_limit, "address_space_limit")
         method = choose_start_method(mp_context)
         self.name = name
         self._max_workers = max_workers
@@ -140,12 +143,10 @@ class Executor(concurrent.futures.Executor):
             max_tasks_per_child,
             max(1, cores - 1),
             inherited,
-            growth,
-            None
-            if address_space_limit is None
-            else size_in_bytes(address_space_limit, "address_space_limit"),
-            logs.levels() if forward_logs else None,
-            self._threshold,
+            max_rss_growth=growth,
+            address_space=space,
+            log_levels=logs.levels_for(method) if forward_logs else None,
+            out_of_band=self._threshold,
         )
         self._functions = FunctionTable(inherited, owned)
         self._shut = False
@@ -273,24 +274,26 @@ class Executor(concurrent.futures.Executor):
         policy: Policy,
     ) -> Iterator[T]:
         mapping.check_arguments(chunksize, buffersize)
-        if policy.one_by_one:
-            if chunksize not in (None, 1):
-                raise ValueError(
-                    f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
-                )
-            chunksize = 1
+        if policy.one_by_one and chunksize not in (None, 1):
+            raise ValueError(
+                f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
+            )
         until = mapping.deadline(timeout)
         if self._broker.closing or self._broker.broken is not None:
             self._refuse()
-        items: Iterable[Any] = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
-        flag = CALL_EACH if len(iterables) == 1 else CALL_MANY
+        as_they_are = len(iterables) == 1 and not policy.one_by_one
+        items: Iterable[Any] = iterables[0] if as_they_are else zip(*iterables, strict=False)
         if buffersize is None:
             items = list(items)
-        if chunksize is None and isinstance(items, list):
-            sizes: Iterable[int] = mapping.guided_sizes(len(items), self._max_workers)
+        if policy.one_by_one:
+            flag, source = 0, iter(items)
         else:
-            sizes = itertools.repeat(chunksize or 1)
-        source = mapping.chunks(items, sizes)
+            flag = CALL_EACH if as_they_are else CALL_MANY
+            if chunksize is None and isinstance(items, list):
+                sizes: Iterable[int] = mapping.guided_sizes(len(items), self._max_workers)
+            else:
+                sizes = itertools.repeat(chunksize or 1)
+            source = mapping.chunks(items, sizes)
         try:
             ref = self._functions.encode(fn)
         except TaskNotSerializable as exc:
@@ -298,18 +301,13 @@ class Executor(concurrent.futures.Executor):
             failed.set_exception(exc)
             return mapping.results(deque([failed]), lambda: None, until)
         held = ref.hold()
-        if policy.one_by_one:
-            flag = 0
         pending = deque(
-            self._submit_chunk(fn, ref, flag, chunk, policy, len(iterables) == 1)
-            for chunk in itertools.islice(source, buffersize)
+            self._submit_chunk(fn, ref, flag, chunk, policy) for chunk in itertools.islice(source, buffersize)
         )
 
         def more(held: object = held) -> Future[Any] | None:
             chunk = next(source, None)
-            if chunk is None:
-                return None
-            return self._submit_chunk(fn, ref, flag, chunk, policy, len(iterables) == 1)
+            return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk, policy)
 
         return mapping.results(pending, more, until, one_by_one=policy.one_by_one)
 
@@ -360,14 +358,12 @@ class Executor(concurrent.futures.Executor):
         flag: int,
         chunk: tuple[Any, ...],
         policy: Policy,
-        one_iterable: bool,
     ) -> Future[Any]:
-        """Post one chunk; without a flag, its only item, as a call of its own."""
+        """Post one chunk; without a flag, the arguments of one call."""
         pump = self._broker.pump
         future: Future[Any] = Future(self._broker, pump.new_task_id())
-        args = chunk if flag or one_iterable else chunk[0]
         try:
-            call = encode_call(args, {}, self._functions.inherited, self._threshold)
+            call = encode_call(chunk, {}, self._functions.inherited, self._threshold)
             pump.post(future, ref, call, flag, fn, policy)
         except (TaskNotSerializable, SharedMemoryFull) as exc:
             future.set_exception(exc)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from repartir.policy import NO_POLICY, Policy
 from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
@@ -19,20 +19,25 @@ MAX_REPOSTS = 3
 """How often a task that provably never began is posted again after its member died."""
 
 
+class Failure(NamedTuple):
+    """An attempt that is followed by another: its error, and whether that was its worker's death."""
+
+    error: BaseException
+    died: bool
+
+
 class Record(Generic[F]):
     """One task: what is posted for it, where, and which future waits for it.
 
     ``word`` is id and attempt as shared memory has them, ``payload`` and ``flags`` are what the slot carries; ``keep``
     holds what must live as long as the task (the function's reference); ``block`` is the arena block of its
-    arguments, if it has one.  ``failures`` are the errors of earlier attempts, ``deaths`` how many of them were its
-    workers' ends, ``reposts`` how often a worker died before it began the task.  ``stopped`` is the error for which its
+    arguments, if it has one.  ``failures`` are the attempts that began and failed, ``stopped`` is the error for which its
     worker is being killed.
     """
 
     __slots__ = (
         "attempt",
         "block",
-        "deaths",
         "failures",
         "flags",
         "future",
@@ -42,7 +47,6 @@ class Record(Generic[F]):
         "payload",
         "policy",
         "position",
-        "reposts",
         "state",
         "stopped",
         "task_id",
@@ -72,9 +76,7 @@ class Record(Generic[F]):
         self.position = -1
         self.state = TaskState.PENDING
         self.policy = policy
-        self.reposts = 0
-        self.deaths = 0
-        self.failures: tuple[BaseException, ...] = ()
+        self.failures: tuple[Failure, ...] = ()
         self.stopped: BaseException | None = None
 
     @property
@@ -82,10 +84,19 @@ class Record(Generic[F]):
         """What messages call the task."""
         return self.policy.name or getattr(self.name, "__qualname__", None) or repr(self.name)
 
+    @property
+    def reposts(self) -> int:
+        """How often a worker died before it began the task."""
+        return self.attempt - 1 - len(self.failures)
+
     def is_poison(self) -> bool:
-        """Whether it may be run again and has killed as many workers as it may."""
+        """Whether a worker that dies in it now is as many as it may kill, where it may be run again."""
         limit = self.policy.poison_limit
-        return self.policy.may_repeat and limit is not None and self.deaths >= limit
+        return (
+            self.policy.may_repeat
+            and limit is not None
+            and sum(failure.died for failure in self.failures) + 1 >= limit
+        )
 
     def may_retry(self, error: BaseException, *, died: bool) -> bool:
         """Whether an attempt that ended with this error (``died``: its worker's end) is followed by another."""
@@ -173,7 +184,6 @@ class Ledger(Generic[F]):
             elif record.reposts >= MAX_REPOSTS:
                 actions.append(Died(record, begun=False))
             else:
-                record.reposts += 1
                 actions.append(Repost(record))
         return actions
 

@@ -24,15 +24,36 @@ SEQUENCE = struct.Struct("=Q")
 _RECORD, _WARNING = range(2)
 _PLAIN = (str, int, float, bool, type(None))
 _formatter = logging.Formatter()
+_SHORT = 500
+_ESSENTIAL = {
+    *("name", "levelname", "levelno", "created", "msecs", "relativeCreated", "args"),
+    *(
+        "process",
+        "processName",
+        "thread",
+        "threadName",
+        "pathname",
+        "filename",
+        "module",
+        "lineno",
+        "funcName",
+    ),
+    "category",
+}
 
 
-def levels() -> dict[str, int]:
-    """The levels of this process's loggers by their names, for workers that do not inherit them."""
-    loggers = {name: logging.getLogger(name) for name in list(logging.root.manager.loggerDict)}
-    return {
-        "": logging.root.level,
-        **{name: logger.level for name, logger in loggers.items() if logger.level},
-    }
+def levels_for(start_method: str) -> dict[str, int]:
+    """The levels of this process's loggers by their names, where workers do not inherit them."""
+    if start_method == "fork":
+        return {}
+    return {"": logging.root.level, **{logger.name: logger.level for logger in _loggers() if logger.level}}
+
+
+def _loggers() -> list[logging.Logger]:
+    """All but the root."""
+    return [
+        each for each in list(logging.root.manager.loggerDict.values()) if isinstance(each, logging.Logger)
+    ]
 
 
 def set_levels(levels: dict[str, int]) -> None:
@@ -59,13 +80,12 @@ class Forwarder(logging.Handler):
 
     def install(self) -> None:
         """Take the place of all handlers, and of what shows warnings."""
-        for logger in [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]:
-            if logger is not logging.root and not logger.handlers:
-                continue
-            self._replaced += (
-                logger.handlers
-            )  # kept alive: at its end a handler may write what the client has buffered
-            logger.handlers = [self] if logger is logging.root or not logger.propagate else []
+        # Kept alive: at its end a handler may write what the client has buffered.
+        self._replaced = [handler for logger in (logging.root, *_loggers()) for handler in logger.handlers]
+        for logger in _loggers():
+            if logger.handlers:
+                logger.handlers = [] if logger.propagate else [self]
+        logging.root.handlers = [self]
         warnings.showwarning = self._show_warning  # type: ignore[assignment]
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -108,13 +128,20 @@ class Forwarder(logging.Handler):
         except Exception:  # noqa: BLE001 - a category that cannot be imported
             data = pickle.dumps((kind, {**fields, "category": UserWarning}))
         if len(data) > self._largest - SEQUENCE.size:
-            text = "text" if kind == _WARNING else "msg"
-            most = max(0, self._largest // 2 - 1024)
-            kept = {name: value for name, value in fields.items() if name != "exc_text"}
-            cut = f"{str(fields[text])[: most // 4]}… (cut: the message is too long to be forwarded)"
-            data = pickle.dumps((kind, {**kept, text: cut}))
+            data = pickle.dumps((kind, self._shortened(fields)))
         self.pending.append(SEQUENCE.pack(next(self._numbers)) + data)
         self.flush()
+
+    def _shortened(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """What fits, whatever the record had: what the program added is left out, and texts are cut."""
+        short = {name: _cut(value, _SHORT) for name, value in fields.items() if name in _ESSENTIAL}
+        for name in fields.keys() & {"msg", "text"}:
+            short[name] = f"{_cut(fields[name], self._largest // 8)}… (cut: it is too long to be forwarded)"
+        return short
+
+
+def _cut(value: Any, characters: int) -> Any:
+    return value[:characters] if isinstance(value, str) else value
 
 
 _registry: dict[Any, Any] = {}

@@ -6,14 +6,12 @@ A ``Policy`` decides and does nothing: it knows no clock, and chance only as the
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from repartir.environment import size_in_bytes
+from repartir.environment import check_seconds, size_in_bytes
 
 POISON_LIMIT = 3
 """A task that may be run again and killed so many workers is given up."""
@@ -66,30 +64,32 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
-            _check_seconds("timeout", self.timeout, least_is_allowed=False)
-        _check_seconds("grace", self.grace)
+            check_seconds("timeout", self.timeout, zero_is_allowed=False)
+        check_seconds("grace", self.grace)
         _check_count("retries", self.retries, 0)
         if self.warn_after is not None:
-            _check_seconds("warn_after", self.warn_after, least_is_allowed=False)
+            check_seconds("warn_after", self.warn_after, zero_is_allowed=False)
         if self.memory_limit is not None:
             _check_count("memory_limit", self.memory_limit, 1)
         if self.poison_limit is not None:
             _check_count("poison_limit", self.poison_limit, 1)
-        object.__setattr__(self, "retry_on", as_tuple(self.retry_on))
+        if not isinstance(self.retry_on, tuple):
+            object.__setattr__(self, "retry_on", (self.retry_on,))
         for kind in self.retry_on:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise TypeError(f"retry_on must be exception classes, not {kind!r}")
         if not callable(self.backoff):
-            _check_seconds("backoff", self.backoff)
+            check_seconds("backoff", self.backoff)
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"name must be a string or None, not {type(self.name).__name__}")
 
     def changed(self, **options: Any) -> Policy:
-        """This policy with the options that are not ``UNSET``."""
+        """This policy with the options that are not ``UNSET``; the same object when nothing differs."""
         given = {name: value for name, value in options.items() if value is not UNSET}
         if isinstance(given.get("memory_limit"), str):
             given["memory_limit"] = size_in_bytes(given["memory_limit"], "memory_limit")
-        return dataclasses.replace(self, **given) if given else self
+        changed = dataclasses.replace(self, **given)
+        return self if changed == self else changed
 
     @property
     def may_repeat(self) -> bool:
@@ -120,25 +120,10 @@ class Policy:
         """Seconds between the ``failures``-th failure and the next attempt."""
         if callable(self.backoff):
             seconds = self.backoff(failures)
-            _check_seconds("what backoff returns", seconds)
+            check_seconds("what backoff returns", seconds)
             return float(seconds)
         longest = min(self.backoff * 2.0 ** min(failures - 1, 64), LONGEST_BACKOFF_S)
         return longest * (1 - _JITTER * rng.random())
-
-
-def as_tuple(kinds: type[BaseException] | tuple[type[BaseException], ...]) -> tuple[type[BaseException], ...]:
-    """Exception classes as ``except`` takes them: one, or several."""
-    return kinds if isinstance(kinds, tuple) else (kinds,)
-
-
-def _check_seconds(what: str, value: Any, *, least_is_allowed: bool = True) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{what} must be seconds, not {type(value).__name__}")
-    value = float(value)
-    if not (0 <= value < math.inf) or (value == 0 and not least_is_allowed):
-        raise ValueError(
-            f"{what} must be seconds, {'at least' if least_is_allowed else 'more than'} 0, not {value!r}"
-        )
 
 
 def _check_count(what: str, value: Any, least: int) -> None:

@@ -1,4 +1,4 @@
-"""How much memory a process has to itself, and whether the kernel has killed for want of memory."""
+"""How much memory a process has to itself, and a limit on what it may map."""
 
 from __future__ import annotations
 
@@ -36,31 +36,6 @@ def limit_address_space(more: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = mapped + more if hard == resource.RLIM_INFINITY else min(mapped + more, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory so far, in this container where that is known."""
-    for path in (f"/sys/fs/cgroup{_cgroup()}/memory.events", "/sys/fs/cgroup/memory.events", "/proc/vmstat"):
-        try:
-            with open(path, encoding="ascii") as file:
-                for line in file:
-                    if line.startswith("oom_kill "):
-                        return int(line.split()[1])
-        except (OSError, ValueError):
-            continue
-    return 0
-
-
-def _cgroup() -> str:
-    """The path of this process's group in the unified hierarchy."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("0::"):
-                    return line.strip().removeprefix("0::").rstrip("/")
-    except OSError:
-        pass
-    return ""
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from repartir.shm.segment import open_unlinked, shm_dir
 
 _LARGEST = 1 << 20
-_CHECK_S = 0.003
+CHECK_S = 0.003
 _BELOW = re.compile(r'  File "[^"]*outcome\.py", line \d+ in capture\n(  .*\n?)*')
 SIGNAL = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
 """Makes a member write its stacks to the file.  One that programs do not use for themselves."""
@@ -42,10 +42,12 @@ class StackFile:
         self.lock = threading.Lock()
         """Held from ``rewind`` until the text is read."""
         self.fd = open_unlinked(shm_dir())
+        self._size = 0
 
     def rewind(self) -> None:
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
+        self._size = 0
 
     def of_member(self, ask: Callable[[], None], timeout_s: float) -> str:
         """The stacks of one member, which ``ask`` signals; "" if it does not write them in time."""
@@ -54,16 +56,15 @@ class StackFile:
                 return ""
             self.rewind()
             ask()
-            size, until = 0, time.monotonic() + timeout_s
-            while time.monotonic() < until:
-                time.sleep(_CHECK_S)
-                if size and self.size() == size:
-                    break
-                size = self.size()
+            until = time.monotonic() + timeout_s
+            while not self.is_written() and time.monotonic() < until:
+                time.sleep(CHECK_S)
             return self.text()
 
-    def size(self) -> int:
-        return os.fstat(self.fd).st_size
+    def is_written(self) -> bool:
+        """Whether there is something, and nothing was added since this was asked last, ``CHECK_S`` ago."""
+        before, self._size = self._size, os.fstat(self.fd).st_size
+        return 0 < self._size == before
 
     def text(self) -> str:
         """Without the frames below a task's own."""

@@ -129,6 +129,11 @@ def log(name: str, level: int, *messages: str) -> int:
     return len(messages)
 
 
+def log_with_much_beside_it(texts: int) -> None:
+    extra = {f"more{n}": "ü" * 5_000 for n in range(texts)}
+    logging.getLogger("task").warning("short", extra=extra)
+
+
 def log_from_threads(threads: int, each: int) -> None:
     def run(nth: int) -> None:
         for number in range(each):

@@ -110,6 +110,19 @@ def test_a_message_that_is_too_long_is_cut(own: Any, caplog: pytest.LogCaptureFi
 
 
 @workers
+@pytest.mark.parametrize("texts", [1, 1000])
+def test_what_goes_with_a_message_is_left_out_where_it_is_too_much(
+    own: Any, caplog: pytest.LogCaptureFixture, texts: int
+) -> None:
+    own.submit(tasks.log_with_much_beside_it, texts).result(LIMIT_S)
+    own.shutdown()
+    (record,) = of_workers(caplog)
+    assert record.getMessage().startswith("short")
+    assert record.funcName == "log_with_much_beside_it"
+    assert hasattr(record, "more0") == (texts == 1)
+
+
+@workers
 def test_an_initializer_logs_too(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     executor = make(2, initializer=tasks.log, initargs=("task", logging.INFO, "begin"))
     executor.submit(pow, 2, 3).result(LIMIT_S)

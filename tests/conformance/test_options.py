@@ -8,6 +8,7 @@ import inspect
 import io
 import operator
 import os
+import signal
 import time
 from concurrent.futures import Executor
 from pathlib import Path
@@ -421,6 +422,19 @@ class TestWatching:
         (busy,) = [member for member in members if f"process {pid}, at task 'ring_and_sleep'" in member]
         assert "in sleep_long" in busy
         assert future.cancel(running=True)
+
+    @workers
+    def test_the_nurserys_death_while_stacks_are_asked_for(self, own: Any) -> None:
+        """Of a worker that is stopped, so it does not answer: nothing waits for it."""
+        future = own.options(timeout=0.05).submit(signal.raise_signal, signal.SIGSTOP)
+        lock = own._broker._stacks.lock
+        deadline = time.monotonic() + LIMIT_S
+        while not lock.locked():
+            assert time.monotonic() < deadline
+        os.kill(own._broker._supervisor.nursery_pid, signal.SIGKILL)
+        assert future.exception(LIMIT_S) is not None
+        own.shutdown()
+        assert not lock.locked()
 
     @workers
     def test_stacks_after_the_end(self, own: Any) -> None:
