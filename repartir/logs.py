@@ -135,13 +135,16 @@ class Forwarder(logging.Handler):
     def _shortened(self, fields: dict[str, Any]) -> dict[str, Any]:
         """What fits, whatever the record had: what the program added is left out, and texts are cut."""
         short = {name: _cut(value, _SHORT) for name, value in fields.items() if name in _ESSENTIAL}
-        for name in fields.keys() & {"msg", "text"}:
-            short[name] = f"{_cut(fields[name], self._largest // 8)}… (cut: it is too long to be forwarded)"
+        for name in fields.keys() & {"msg", "text", "exc_text"}:
+            short[name] = _cut(fields[name], self._largest // 4, "… (cut: it is too long to be forwarded)")
         return short
 
 
-def _cut(value: Any, characters: int) -> Any:
-    return value[:characters] if isinstance(value, str) else value
+def _cut(value: Any, most: int, note: str = "") -> Any:
+    """A text of at most so many bytes, with the note behind it if it was longer."""
+    if not isinstance(value, str) or len(encoded := value.encode(errors="replace")) <= most:
+        return value
+    return encoded[:most].decode(errors="ignore") + note
 
 
 _registry: dict[Any, Any] = {}

@@ -52,6 +52,8 @@ HEAD_BYTES = FUNCTION.size
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _BLOCKED_S = 1.0  # the same, for a full outbox
+_LOG_RECORDS = 4
+"""A log record may be so many times as large as an answer: there is no arena for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,9 @@ class Worker:
             stacks.answer_signals(self._stacks_fd)
         if self._settings.log_levels is not None:
             set_levels(self._settings.log_levels)
-            self._forwarder = Forwarder(f"worker-{self._index}", self._largest_bytes, self._send_log)
+            self._forwarder = Forwarder(
+                f"worker-{self._index}", _LOG_RECORDS * self._largest_bytes, self._send_log
+            )
             self._forwarder.install()
         self._words[self._row.state] = MemberState.INITIALIZING
         if not self._initialize():

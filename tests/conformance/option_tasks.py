@@ -146,9 +146,9 @@ def log_from_threads(threads: int, each: int) -> None:
         thread.join()
 
 
-def log_exception() -> None:
+def log_exception(more: str = "") -> None:
     try:
-        raise ValueError("inside")
+        raise ValueError("inside" + more)
     except ValueError:
         logging.getLogger("task").exception("it failed")
 
