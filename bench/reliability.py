@@ -68,6 +68,8 @@ ENDS = {"kill -9 of the client": (signal.SIGKILL,), "two Ctrl-C": (signal.SIGINT
 
 def client(probe: str, name: str, workers: int) -> None:
     """The fresh interpreter: one probe, or (to be ended from outside) a pool whose workers are busy."""
+    # Else a client of a shell's background job ignores Ctrl-C, as that does.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with ARRAY_CONTENDERS[name].open(workers) as pool:
         if probe in PROBES:
             print(json.dumps(PROBES[probe](pool)), flush=True)

@@ -19,6 +19,7 @@ import pytest
 
 from repartir import Executor as Executor_
 from repartir import MemoryLimitExceeded, PoisonTask, SerialExecutor, TaskTimeout, WorkerDied
+from repartir.shm.board import MemberState
 
 from . import option_tasks as tasks
 from .conftest import Make
@@ -127,6 +128,11 @@ class TestTimeOut:
     @workers
     def test_while_another_thread_waits_for_something_else(self, own: Any) -> None:
         """The waiter drives; the time-out is kept all the same."""
+        words, rows = own._broker.board.words, own._broker.board.rows
+        deadline = time.monotonic() + LIMIT_S
+        while any(words[row.state] != MemberState.READY for row in rows):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
         slow = own.submit(time.sleep, 1.0)
         stopped = own.options(timeout=0.1).submit(tasks.sleep_long)
         seen: list[float] = []
