@@ -43,7 +43,186 @@ _interpreter_ends = threading.Event()
 _LEAST_LIMIT = 1 << 20
 
 
-class Executor(concurrent.futures.Executor):
+class _TakesTasks(concurrent.futures.Executor):
+    """How tasks get into an executor, for itself and for those that treat its tasks by rules of their own."""
+
+    _broker: Broker
+    _functions: FunctionTable
+    _max_workers: int
+    _threshold: int
+    _policy: Policy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return current_executor, ()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a worker call ``fn(*args, **kwargs)``.
+
+        Large arrays are copied to shared memory before this returns.  While that is full, and two tasks a worker or more
+        are under way whose end will give some back, it waits; otherwise, and in callbacks, the copy spills into a file.
+
+        What cannot be pickled shows in the future as ``TaskNotSerializable``.  Raises ``RuntimeError`` after shutdown,
+        ``BrokenProcessPool`` when the executor is broken.
+        """
+        broker = self._broker
+        if broker.closing or broker.broken is not None:
+            self._refuse()
+        future: Future[T] = Future(broker, broker.pump.new_task_id())
+        try:
+            ref = self._functions.encode(fn)
+            call = encode_call(args, kwargs, self._functions.inherited, self._threshold)
+            broker.pump.post(future, ref, call, 0, fn, self._policy)
+        except (TaskNotSerializable, SharedMemoryFull) as exc:
+            future.set_exception(exc)
+        except BoardClosed:
+            self._refuse()
+        return future
+
+    def options(
+        self,
+        *,
+        timeout: float | None = UNSET,
+        grace: float = UNSET,
+        retries: int = UNSET,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
+        backoff: Backoff = UNSET,
+        idempotent: bool = UNSET,
+        poison_limit: int | None = UNSET,
+        memory_limit: int | str | None = UNSET,
+        warn_after: float | None = UNSET,
+        name: str | None = UNSET,
+    ) -> ExecutorWithOptions:
+        """This executor, with other rules for the tasks that are submitted through what is returned.
+
+        Args:
+            timeout: seconds that one attempt of a task may take, counted from the call of the function.  Then its worker
+                is killed and replaced, and the task fails with ``TaskTimeout``.
+            grace: seconds between a SIGTERM and the SIGKILL; 0: SIGKILL at once.
+            retries: how often a task that failed is run again.
+            retry_on: the exceptions that are worth it.  ``WorkerDied`` and ``TaskTimeout`` are exceptions, too.
+            backoff: seconds before the first retry, doubled for each further one up to a minute, and varied by half; or a
+                function of the number of failures that returns the seconds.
+            idempotent: whether a task whose worker died in it may be run again without counting as a retry.
+            poison_limit: a task that may be run again and killed so many workers fails with ``PoisonTask``; None: no limit.
+            memory_limit: bytes (or "3GiB") of memory that the worker may have taken since it was ready, shared memory not
+                counted.  It is looked at four times a second; a worker that has more is killed and
+                replaced, and the task fails with ``MemoryLimitExceeded``.
+            warn_after: seconds after which a task that still runs is logged as a warning.
+            name: what messages call the task; None: the function's name.
+
+        With a time-out, another limit or retries each item of a ``map`` is a task of its own.
+        """
+        policy = self._policy.changed(
+            timeout=timeout,
+            grace=grace,
+            retries=retries,
+            retry_on=retry_on,
+            backoff=backoff,
+            idempotent=idempotent,
+            poison_limit=poison_limit,
+            memory_limit=memory_limit,
+            warn_after=warn_after,
+            name=name,
+        )
+        return ExecutorWithOptions(self, policy)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Results of ``fn`` over the items of the iterables, in order.
+
+        Args:
+            timeout: seconds from this call until ``TimeoutError``; it stops the waiting, not the tasks.
+            chunksize: items a task; None: large chunks first, small ones at the end.
+            buffersize: pull from the iterables only so many chunks ahead of the results (they may then be infinite).
+        """
+        mapping.check_arguments(chunksize, buffersize)
+        if self._policy.one_by_one and chunksize not in (None, 1):
+            raise ValueError(
+                f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
+            )
+        until = mapping.deadline(timeout)
+        if self._broker.closing or self._broker.broken is not None:
+            self._refuse()
+        as_they_are = len(iterables) == 1 and not self._policy.one_by_one
+        items: Iterable[Any] = iterables[0] if as_they_are else zip(*iterables, strict=False)
+        if buffersize is None:
+            items = list(items)
+        if self._policy.one_by_one:
+            flag, source = 0, iter(items)
+        else:
+            flag = CALL_EACH if as_they_are else CALL_MANY
+            if chunksize is None and isinstance(items, list):
+                sizes: Iterable[int] = mapping.guided_sizes(len(items), self._max_workers)
+            else:
+                sizes = itertools.repeat(chunksize or 1)
+            source = mapping.chunks(items, sizes)
+        try:
+            ref = self._functions.encode(fn)
+        except TaskNotSerializable as exc:
+            failed: Future[Any] = Future()
+            failed.set_exception(exc)
+            return mapping.results(deque([failed]), lambda: None, until)
+        held = ref.hold()
+        pending = deque(
+            self._submit_chunk(fn, ref, flag, chunk) for chunk in itertools.islice(source, buffersize)
+        )
+
+        def more(held: object = held) -> Future[Any] | None:
+            chunk = next(source, None)
+            return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk)
+
+        return mapping.results(pending, more, until, one_by_one=self._policy.one_by_one)
+
+    def share(self, value: Any, *, writable: bool = False) -> Any:
+        """Put an array or any other object into shared memory once, for many tasks.
+
+        An array of numbers becomes a ``SharedArray``: tasks that get it, a slice or a transposed view of it, in whatever
+        lists or objects, copy nothing.  They may read it only, unless ``writable``.  Any other object becomes a handle that
+        tasks get as the object, unpickled once a worker.  ``with`` or ``free()`` gives the memory back, or the garbage
+        collector; it does not depend on this executor.
+
+        Raises ``SharedMemoryFull``, and ``TaskNotSerializable`` for what cannot be pickled.
+        """
+        return share(value, writable=writable)
+
+    def stats(self) -> ExecutorStats:
+        """What the executor is doing, and what it holds, now."""
+        return self._broker.stats()
+
+    def _submit_chunk(
+        self,
+        fn: Callable[..., Any],
+        ref: FunctionRef,
+        flag: int,
+        chunk: tuple[Any, ...],
+    ) -> Future[Any]:
+        """Post one chunk; without a flag, the arguments of one call."""
+        pump = self._broker.pump
+        future: Future[Any] = Future(self._broker, pump.new_task_id())
+        try:
+            call = encode_call(chunk, {}, self._functions.inherited, self._threshold)
+            pump.post(future, ref, call, flag, fn, self._policy)
+        except (TaskNotSerializable, SharedMemoryFull) as exc:
+            future.set_exception(exc)
+        except BoardClosed:
+            self._refuse()
+        return future
+
+    def _refuse(self) -> None:
+        if self._broker.broken is not None:
+            raise type(self._broker.broken)(*self._broker.broken.args) from self._broker.broken.__cause__
+        if _interpreter_ends.is_set():
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+
+class Executor(_TakesTasks):
     """Runs calls in worker processes that share their queues in memory and steal from each other.
 
     Args:
@@ -168,165 +347,6 @@ class Executor(concurrent.futures.Executor):
                 parts.append(f"{what} {in_words(size)} in {blocks} block{'s' if blocks > 1 else ''}")
         return f"<Executor{name} {self._max_workers} workers: {', '.join(parts)}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return current_executor, ()
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have a worker call ``fn(*args, **kwargs)``.
-
-        Large arrays are copied to shared memory before this returns.  While that is full, and two tasks a worker or more
-        are under way whose end will give some back, it waits; otherwise, and in callbacks, the copy spills into a file.
-
-        What cannot be pickled shows in the future as ``TaskNotSerializable``.  Raises ``RuntimeError`` after shutdown,
-        ``BrokenProcessPool`` when the executor is broken.
-        """
-        return self._submit(fn, args, kwargs, self._policy)
-
-    def options(
-        self,
-        *,
-        timeout: float | None = UNSET,
-        grace: float = UNSET,
-        retries: int = UNSET,
-        retry_on: type[BaseException] | tuple[type[BaseException], ...] = UNSET,
-        backoff: Backoff = UNSET,
-        idempotent: bool = UNSET,
-        poison_limit: int | None = UNSET,
-        memory_limit: int | str | None = UNSET,
-        warn_after: float | None = UNSET,
-        name: str | None = UNSET,
-    ) -> ExecutorWithOptions:
-        """This executor, with other rules for the tasks that are submitted through what is returned.
-
-        Args:
-            timeout: seconds that one attempt of a task may take, counted from the call of the function.  Then its worker
-                is killed and replaced, and the task fails with ``TaskTimeout``.
-            grace: seconds between a SIGTERM and the SIGKILL; 0: SIGKILL at once.
-            retries: how often a task that failed is run again.
-            retry_on: the exceptions that are worth it.  ``WorkerDied`` and ``TaskTimeout`` are exceptions, too.
-            backoff: seconds before the first retry, doubled for each further one up to a minute, and varied by half; or a
-                function of the number of failures that returns the seconds.
-            idempotent: whether a task whose worker died in it may be run again without counting as a retry.
-            poison_limit: a task that may be run again and killed so many workers fails with ``PoisonTask``; None: no limit.
-            memory_limit: bytes (or "3GiB") of memory that the worker may have taken since it was ready, shared memory not
-                counted.  It is looked at four times a second; a worker that has more is killed and
-                replaced, and the task fails with ``MemoryLimitExceeded``.
-            warn_after: seconds after which a task that still runs is logged as a warning.
-            name: what messages call the task; None: the function's name.
-
-        With a time-out, another limit or retries each item of a ``map`` is a task of its own.
-        """
-        policy = self._policy.changed(
-            timeout=timeout,
-            grace=grace,
-            retries=retries,
-            retry_on=retry_on,
-            backoff=backoff,
-            idempotent=idempotent,
-            poison_limit=poison_limit,
-            memory_limit=memory_limit,
-            warn_after=warn_after,
-            name=name,
-        )
-        return ExecutorWithOptions(self, policy)
-
-    def _submit(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], policy: Policy
-    ) -> Future[T]:
-        broker = self._broker
-        if broker.closing or broker.broken is not None:
-            self._refuse()
-        future: Future[T] = Future(broker, broker.pump.new_task_id())
-        try:
-            ref = self._functions.encode(fn)
-            call = encode_call(args, kwargs, self._functions.inherited, self._threshold)
-            broker.pump.post(future, ref, call, 0, fn, policy)
-        except (TaskNotSerializable, SharedMemoryFull) as exc:
-            future.set_exception(exc)
-        except BoardClosed:
-            self._refuse()
-        return future
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-    ) -> Iterator[T]:
-        """Results of ``fn`` over the items of the iterables, in order.
-
-        Args:
-            timeout: seconds from this call until ``TimeoutError``; it stops the waiting, not the tasks.
-            chunksize: items a task; None: large chunks first, small ones at the end.
-            buffersize: pull from the iterables only so many chunks ahead of the results (they may then be infinite).
-        """
-        return self._map(fn, iterables, timeout, chunksize, buffersize, self._policy)
-
-    def _map(
-        self,
-        fn: Callable[..., T],
-        iterables: tuple[Iterable[Any], ...],
-        timeout: float | None,
-        chunksize: int | None,
-        buffersize: int | None,
-        policy: Policy,
-    ) -> Iterator[T]:
-        mapping.check_arguments(chunksize, buffersize)
-        if policy.one_by_one and chunksize not in (None, 1):
-            raise ValueError(
-                f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
-            )
-        until = mapping.deadline(timeout)
-        if self._broker.closing or self._broker.broken is not None:
-            self._refuse()
-        as_they_are = len(iterables) == 1 and not policy.one_by_one
-        items: Iterable[Any] = iterables[0] if as_they_are else zip(*iterables, strict=False)
-        if buffersize is None:
-            items = list(items)
-        if policy.one_by_one:
-            flag, source = 0, iter(items)
-        else:
-            flag = CALL_EACH if as_they_are else CALL_MANY
-            if chunksize is None and isinstance(items, list):
-                sizes: Iterable[int] = mapping.guided_sizes(len(items), self._max_workers)
-            else:
-                sizes = itertools.repeat(chunksize or 1)
-            source = mapping.chunks(items, sizes)
-        try:
-            ref = self._functions.encode(fn)
-        except TaskNotSerializable as exc:
-            failed: Future[Any] = Future()
-            failed.set_exception(exc)
-            return mapping.results(deque([failed]), lambda: None, until)
-        held = ref.hold()
-        pending = deque(
-            self._submit_chunk(fn, ref, flag, chunk, policy) for chunk in itertools.islice(source, buffersize)
-        )
-
-        def more(held: object = held) -> Future[Any] | None:
-            chunk = next(source, None)
-            return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk, policy)
-
-        return mapping.results(pending, more, until, one_by_one=policy.one_by_one)
-
-    def share(self, value: Any, *, writable: bool = False) -> Any:
-        """Put an array or any other object into shared memory once, for many tasks.
-
-        An array of numbers becomes a ``SharedArray``: tasks that get it, a slice or a transposed view of it, in whatever
-        lists or objects, copy nothing.  They may read it only, unless ``writable``.  Any other object becomes a handle that
-        tasks get as the object, unpickled once a worker.  ``with`` or ``free()`` gives the memory back, or the garbage
-        collector; it does not depend on this executor.
-
-        Raises ``SharedMemoryFull``, and ``TaskNotSerializable`` for what cannot be pickled.
-        """
-        return share(value, writable=writable)
-
-    def stats(self) -> ExecutorStats:
-        """What the executor is doing, and what it holds, now."""
-        return self._broker.stats()
-
     def dump_stacks(self, file: TextIO | None = None) -> None:
         """Print the Python stacks of this process and of each worker to ``file``, by default stderr; all of them go on."""
         self._broker.dump_stacks((sys.stderr if file is None else file).write)
@@ -351,43 +371,22 @@ class Executor(concurrent.futures.Executor):
             self.kill_workers()
         self.shutdown()
 
-    def _submit_chunk(
-        self,
-        fn: Callable[..., Any],
-        ref: FunctionRef,
-        flag: int,
-        chunk: tuple[Any, ...],
-        policy: Policy,
-    ) -> Future[Any]:
-        """Post one chunk; without a flag, the arguments of one call."""
-        pump = self._broker.pump
-        future: Future[Any] = Future(self._broker, pump.new_task_id())
-        try:
-            call = encode_call(chunk, {}, self._functions.inherited, self._threshold)
-            pump.post(future, ref, call, flag, fn, policy)
-        except (TaskNotSerializable, SharedMemoryFull) as exc:
-            future.set_exception(exc)
-        except BoardClosed:
-            self._refuse()
-        return future
-
     def _stop(self, *, terminate: bool) -> None:
         self._shut = True
         self._broker.abort(terminate=terminate)
 
-    def _refuse(self) -> None:
-        if self._broker.broken is not None:
-            raise type(self._broker.broken)(*self._broker.broken.args) from self._broker.broken.__cause__
-        if _interpreter_ends.is_set():
-            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-        raise RuntimeError("cannot schedule new futures after shutdown")
 
-
-class ExecutorWithOptions(concurrent.futures.Executor):
+class ExecutorWithOptions(_TakesTasks):
     """An executor's tasks under rules of their own, see ``Executor.options``.  Its shutdown, and ``with``, end nothing."""
 
-    def __init__(self, executor: Executor, policy: Policy) -> None:
-        self._executor = executor
+    def __init__(self, executor: _TakesTasks, policy: Policy) -> None:
+        self._executor: _TakesTasks = executor
+        if isinstance(executor, ExecutorWithOptions):
+            self._executor = executor._executor
+        self._broker = executor._broker
+        self._functions = executor._functions
+        self._max_workers = executor._max_workers
+        self._threshold = executor._threshold
         self._policy = policy
 
     def __repr__(self) -> str:
@@ -397,39 +396,6 @@ class ExecutorWithOptions(concurrent.futures.Executor):
             if (value := getattr(self._policy, field.name)) != field.default
         )
         return f"<{self._executor!r} with {changed or 'no options'}>"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return current_executor, ()
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """As `Executor.submit`."""
-        return self._executor._submit(fn, args, kwargs, self._policy)
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-    ) -> Iterator[T]:
-        """As `Executor.map`; its ``timeout`` ends the waiting, that of the options the task of an item."""
-        return self._executor._map(fn, iterables, timeout, chunksize, buffersize, self._policy)
-
-    def options(self, **options: Any) -> ExecutorWithOptions:
-        """As `Executor.options`: what is not given stays as it is here."""
-        unknown = options.keys() - {field.name for field in dataclasses.fields(Policy)}
-        if unknown:
-            raise TypeError(f"options() got unexpected keywords: {', '.join(sorted(unknown))}")
-        return ExecutorWithOptions(self._executor, self._policy.changed(**options))
-
-    def share(self, value: Any, *, writable: bool = False) -> Any:
-        """As `Executor.share`."""
-        return share(value, writable=writable)
-
-    def stats(self) -> ExecutorStats:
-        """As `Executor.stats`."""
-        return self._executor.stats()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Does nothing: the executor goes on."""
