@@ -70,6 +70,10 @@ class Attempts:
         self._graces: list[tuple[float, int, int]] = []
         self._warned: dict[int, None] = {}
         """Attempts that were warned of, by their words."""
+        self._oom_kills = 0
+
+    def begin(self) -> None:
+        """The executor has begun, and what takes a moment holds up nobody."""
         self._oom_kills = oom_kills()
 
     def look(self) -> bool:

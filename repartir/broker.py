@@ -520,6 +520,7 @@ class Broker:
 
     def _run(self) -> None:
         try:
+            self._attempts.begin()
             while not self.members.nursery_gone:
                 self._rouse.clear()
                 self._keep_house()
