@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -116,6 +118,9 @@ def remains(how: str, contender: Contender, workers: int) -> tuple[int, int]:
         left = [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
         client_lives = process.poll() is None
         names = set(os.listdir("/dev/shm")) - before
+        for name in names:
+            path = Path("/dev/shm", name)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         return len(left) + client_lives, len(names)
 
 
