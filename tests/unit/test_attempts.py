@@ -1,0 +1,225 @@
+"""Attempts on a clock and a generator that the test gives, on a board without members: the test plays these."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from repartir.attempts import Attempts
+from repartir.codec import encode_call
+from repartir.errors import PoisonTask, TaskTimeout, WorkerDied
+from repartir.functions import FunctionTable
+from repartir.future import Future
+from repartir.ledger import Died
+from repartir.policy import Policy
+from repartir.pump import Pump, TaskRecord
+from repartir.shm import board as board_module
+from repartir.shm.board import Board
+from repartir.stacks import StackFile
+
+
+class Always(random.Random):
+    """Draws the same each time."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+class Nursery:
+    """Notes what the supervisor is told to do to which row."""
+
+    def __init__(self) -> None:
+        self.acts: list[tuple[str, int]] = []
+
+    def __getattr__(self, act: str) -> Any:
+        return lambda row: self.acts.append((act, row))
+
+
+class Bench:
+    """Attempts at tasks on a board of two rows, with a clock that stands still."""
+
+    def __init__(self, board: Board) -> None:
+        self.now = 1000.0
+        self.board = board
+        self.pump = Pump(board, lambda: None)
+        self.nursery = Nursery()
+        self.stacks = StackFile()
+        self.attempts = Attempts(self.pump, self.nursery, self.stacks, lambda: self.now, Always())  # type: ignore[arg-type]
+
+    def submit(self, **options: Any) -> Future[Any]:
+        driver: Any = object()  # never asked
+        future: Future[Any] = Future(driver, self.pump.new_task_id())
+        call = encode_call((), {})
+        self.pump.post(future, FunctionTable().encode(len), call, 0, len, Policy(**options))
+        return future
+
+    def record(self, future: Future[Any]) -> TaskRecord:
+        return self.pump.ledger.records[future.task_id]
+
+    def claims(self, at: int = 0) -> bool:
+        """The member of row ``at`` takes a task and begins it."""
+        row = self.board.rows[at]
+        entry = next((entry for lane in self.board.lanes if (entry := lane.pop_head(row.claim))), None)
+        if entry is not None:
+            self.board.words[row.started] = entry[0]
+            self.board.words[row.began] = int(self.now * 1e9)
+        return entry is not None
+
+    def fails(self, future: Future[Any], error: BaseException) -> None:
+        record = self.record(future)
+        self.pump.failed.append((record, record.word, error))
+        self.attempts.look()
+
+    def dies(self, at: int, code: int = -9) -> None:
+        row, words = self.board.rows[at], self.board.words
+        with self.pump.mutex:
+            for action in self.pump.ledger.member_died([words[row.claim]], words[row.started]):
+                assert isinstance(action, Died)
+                self.attempts.died(action.record, code, begun=action.begun)
+        self.board.reset_row(at)
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.attempts.look()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr(board_module, "arena_limit", lambda *_: 1 << 20)
+    board = Board.create(2)
+    bench = Bench(board)
+    yield bench
+    bench.attempts.end()
+    bench.stacks.close()
+    bench.pump.let_go()
+    board.close()
+
+
+def test_a_retry_waits_for_its_back_off_to_the_instant(bench: Bench) -> None:
+    future = bench.submit(retries=3, backoff=2.0)
+    for wait in (2.0, 4.0, 8.0):
+        assert bench.claims()
+        bench.fails(future, ValueError("again"))
+        assert bench.pump.next_look == pytest.approx(bench.now + wait)
+        bench.passes(wait - 0.001)
+        assert not bench.claims()
+        bench.passes(0.001)
+    assert bench.claims()
+    bench.fails(future, ValueError("for good"))
+    error = future.exception(0)
+    assert isinstance(error, ValueError)
+    assert error.args == ("for good",)
+    assert len(error.__notes__) == 4
+    assert bench.pump.next_look == float("inf")
+
+
+def test_retries_are_posted_in_the_order_in_which_they_are_due(bench: Bench) -> None:
+    late, soon = bench.submit(retries=1, backoff=5.0), bench.submit(retries=1, backoff=1.0)
+    assert bench.claims(0)
+    assert bench.claims(1)
+    bench.fails(late, ValueError())
+    bench.fails(soon, ValueError())
+    bench.passes(1.0)
+    assert bench.claims()
+    assert bench.board.words[bench.board.rows[0].claim] == bench.record(soon).word
+    assert not bench.claims()
+    bench.passes(4.0)
+    assert bench.claims()
+
+
+def test_an_error_of_an_older_attempt_is_dropped(bench: Bench) -> None:
+    future = bench.submit(retries=1, backoff=1.0)
+    assert bench.claims()
+    record = bench.record(future)
+    stale = record.word
+    bench.fails(future, ValueError())
+    bench.pump.failed.append((record, stale, KeyError("stale")))
+    bench.passes(1.0)
+    assert len(record.failures) == 1
+    assert bench.claims()
+    assert not future.done()
+
+
+def test_cancelled_while_it_waits_for_another_attempt(bench: Bench) -> None:
+    future = bench.submit(retries=1, backoff=1.0)
+    assert bench.claims()
+    bench.fails(future, ValueError())
+    assert bench.pump.take_back(future)
+    bench.attempts.look()
+    assert not bench.pump.ledger.records
+    bench.passes(2.0)
+    assert not bench.claims()
+
+
+def test_a_time_out_asks_for_the_stack_and_kills(bench: Bench) -> None:
+    future = bench.submit(timeout=3.0, name="stuck")
+    assert bench.claims()
+    bench.passes(2.999)
+    assert bench.nursery.acts == []
+    bench.passes(0.001)
+    assert bench.nursery.acts == [("dump", 0)]
+    bench.passes(0.2)  # it does not answer
+    assert bench.nursery.acts == [("dump", 0), ("kill", 0)]
+    bench.dies(0)
+    error = future.exception(0)
+    assert isinstance(error, TaskTimeout)
+    assert "'stuck'" in str(error)
+
+
+def test_a_grace_is_waited_for_between_two_signals(bench: Bench) -> None:
+    bench.submit(timeout=3.0, grace=2.0)
+    assert bench.claims()
+    bench.passes(3.0)
+    bench.passes(0.2)
+    assert bench.nursery.acts[-1] == ("terminate", 0)
+    bench.passes(1.9)
+    assert bench.nursery.acts[-1] == ("terminate", 0)
+    bench.passes(0.2)
+    assert bench.nursery.acts[-1] == ("kill", 0)
+
+
+def test_a_task_that_ends_in_its_grace_costs_no_kill(bench: Bench) -> None:
+    bench.submit(timeout=3.0, grace=2.0)
+    assert bench.claims()
+    bench.passes(3.0)
+    bench.passes(0.2)
+    bench.dies(0, -15)
+    bench.passes(5.0)
+    assert bench.nursery.acts[-1] == ("terminate", 0)
+
+
+def test_deaths_of_an_idempotent_task_add_up_to_poison(bench: Bench) -> None:
+    future = bench.submit(idempotent=True, backoff=0, poison_limit=3)
+    for _ in range(3):
+        bench.passes(0.001)
+        assert bench.claims()
+        bench.dies(0, -11)
+    error = future.exception(0)
+    assert isinstance(error, PoisonTask)
+    assert "killed 3 workers" in str(error)
+
+
+def test_without_retries_a_death_is_the_end(bench: Bench) -> None:
+    future = bench.submit(timeout=60.0)
+    assert bench.claims()
+    bench.dies(0, 3)
+    error = future.exception(0)
+    assert type(error) is WorkerDied
+    assert error.exit_code == 3
+
+
+def test_the_next_look_is_when_the_first_limit_is_due(bench: Bench) -> None:
+    bench.submit(timeout=7.0)
+    bench.submit(warn_after=2.0)
+    assert bench.claims(0)
+    assert bench.claims(1)
+    bench.attempts.look()
+    assert bench.pump.next_look == pytest.approx(bench.now + 2.0)
+    bench.passes(2.0)
+    assert bench.pump.next_look == pytest.approx(bench.now + 2.0)  # another may be posted meanwhile
+    bench.passes(2.0)
+    bench.passes(2.0)
+    assert bench.pump.next_look == pytest.approx(bench.now + 1.0)
