@@ -119,6 +119,14 @@ class Attempts:
         else:
             self._pump.settle(record, None, _never_begun(record, exit_code), TaskEvent.FAIL)
 
+    def death_in_items(self, record: TaskRecord, exit_code: int) -> BaseException:
+        """The error of the item of a map in which its member died."""
+        return _died(record, exit_code, out_of_memory=self._killed_for_memory(exit_code))
+
+    def never_begun(self, record: TaskRecord, exit_code: int) -> BaseException:
+        """The error of items of a map before whose beginning members died too often."""
+        return _never_begun(record, exit_code)
+
     def _killed_for_memory(self, exit_code: int) -> bool:
         """Whether the kernel has killed for want of memory since this was asked last."""
         if exit_code != -signal.SIGKILL:

@@ -60,6 +60,13 @@ HANDLER_CHECK_S = 0.001
 _log = logging.getLogger("repartir")
 
 
+def _tasks_of(record: TaskRecord) -> int:
+    """How many tasks a record stands for: of a range, the items without an answer."""
+    if not record.spans:
+        return 1
+    return sum(record.job.open_items(first, end) for first, end in record.spans)
+
+
 class Bell:
     """An event that finalizers and signal handlers may set: a lock that is free when the bell has rung.
 
@@ -170,6 +177,7 @@ class Broker:
             self._supervisor.start()
         self.pump = Pump(board, self._on_news)
         self.pump.on_full = self._place_when_there_is_room
+        self.pump.kill = self._supervisor.kill
         self._attempts = Attempts(self.pump, self._supervisor, self._stacks)
         self.members = Members(self.pump, self._supervisor, self._attempts, self._break)
         freed_listeners.add(self)
@@ -197,7 +205,7 @@ class Broker:
             running = sum(1 for row in self.board.rows if self.board.words[row.claim])
         except BoardClosed:
             running = 0
-        return running, max(0, len(self.pump.inbox) + len(self.pump.ledger) - running)
+        return running, max(0, sum(map(_tasks_of, self.pump.unsettled())) - running)
 
     def held(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Blocks in use and the bytes in them: in shared memory, and in a file.

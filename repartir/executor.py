@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import itertools
+import functools
 import operator
 import os
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec, TextIO, TypeVar
+from typing import Any, ParamSpec, TextIO, TypeVar, overload
 
 from repartir import logs, mapping
 from repartir.broker import Broker
@@ -25,13 +24,14 @@ from repartir.environment import (
     usable_cores,
 )
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
-from repartir.functions import FunctionRef, FunctionTable, owned_globals
+from repartir.functions import FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
+from repartir.mapjob import MapJob
 from repartir.policy import NO_POLICY, UNSET, Backoff, Policy
 from repartir.serial import SerialExecutor, current_executor, share
 from repartir.shm.board import BoardClosed
-from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
+from repartir.shm.layout import MAX_ROWS
 from repartir.stats import ExecutorStats, in_words
 from repartir.worker import MemberSettings
 
@@ -41,6 +41,11 @@ T = TypeVar("T")
 _engines: weakref.WeakSet[Broker] = weakref.WeakSet()
 _interpreter_ends = threading.Event()
 _LEAST_LIMIT = 1 << 20
+
+
+def _items_of(iterables: tuple[Iterable[Any], ...]) -> Iterable[Any]:
+    """The items of a map: those of its one iterable, or tuples of one from each."""
+    return iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
 
 
 class _TakesTasks(concurrent.futures.Executor):
@@ -126,6 +131,7 @@ class _TakesTasks(concurrent.futures.Executor):
         )
         return ExecutorWithOptions(self, policy)
 
+    @overload
     def map(
         self,
         fn: Callable[..., T],
@@ -133,51 +139,142 @@ class _TakesTasks(concurrent.futures.Executor):
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
-    ) -> Iterator[T]:
+        return_exceptions: bool = False,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        reduce: Callable[[T, T], T],
+    ) -> T: ...
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+        reduce: Callable[[T, T], T] | None = None,
+    ) -> Any:
         """Results of ``fn`` over the items of the iterables, in order.
+
+        Workers share the items as they go, one that has nothing to do takes half of what another has not begun, so there
+        is no size of chunks to choose.  The first exception ends the iterator and cancels what has not begun.
 
         Args:
             timeout: seconds from this call until ``TimeoutError``; it stops the waiting, not the tasks.
-            chunksize: items a task; None: large chunks first, small ones at the end.
-            buffersize: pull from the iterables only so many chunks ahead of the results (they may then be infinite).
+            chunksize: so many items stay together on one worker; None or 1: none do.
+            buffersize: pull from the iterables only so many items (or chunks) ahead of the results; they may then be
+                infinite.
+            return_exceptions: what an item raised, its time-out or the death of its worker comes in place of its result.
+            reduce: an associative function of two results.  Workers fold what they have, in the order of items, and this
+                call waits and returns what all results are folded to; floating-point sums may differ in the last bits from
+                run to run.  Raises ``TypeError`` without items.
         """
+        return self._map(
+            fn,
+            _items_of(iterables),
+            len(iterables) != 1,
+            timeout,
+            chunksize,
+            buffersize,
+            return_exceptions=return_exceptions,
+            reduce=reduce,
+        )
+
+    def map_unordered(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> Iterator[T]:
+        """As `map`, with the results in the order in which they come."""
+        return self._map(  # type: ignore[no-any-return]
+            fn,
+            _items_of(iterables),
+            len(iterables) != 1,
+            timeout,
+            chunksize,
+            buffersize,
+            ordered=False,
+            return_exceptions=return_exceptions,
+        )
+
+    def starmap(
+        self,
+        fn: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> Iterator[T]:
+        """As `map`, over tuples of arguments."""
+        return self._map(  # type: ignore[no-any-return]
+            fn, iterable, True, timeout, chunksize, buffersize, return_exceptions=return_exceptions
+        )
+
+    def _map(
+        self,
+        fn: Callable[..., T],
+        items: Iterable[Any],
+        star: bool,
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        reduce: Callable[[T, T], T] | None = None,
+    ) -> Any:
         mapping.check_arguments(chunksize, buffersize)
         if self._policy.one_by_one and chunksize not in (None, 1):
             raise ValueError(
                 f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
             )
+        if reduce is not None and (buffersize is not None or chunksize is not None or return_exceptions):
+            raise ValueError("reduce does not go with chunksize, buffersize and return_exceptions")
         until = mapping.deadline(timeout)
-        if self._broker.closing or self._broker.broken is not None:
+        broker = self._broker
+        if broker.closing or broker.broken is not None:
             self._refuse()
-        as_they_are = len(iterables) == 1 and not self._policy.one_by_one
-        items: Iterable[Any] = iterables[0] if as_they_are else zip(*iterables, strict=False)
         if buffersize is None:
             items = list(items)
-        if self._policy.one_by_one:
-            flag, source = 0, iter(items)
-        else:
-            flag = CALL_EACH if as_they_are else CALL_MANY
-            if chunksize is None and isinstance(items, list):
-                sizes: Iterable[int] = mapping.guided_sizes(len(items), self._max_workers)
-            else:
-                sizes = itertools.repeat(chunksize or 1)
-            source = mapping.chunks(items, sizes)
-        try:
-            ref = self._functions.encode(fn)
-        except TaskNotSerializable as exc:
-            failed: Future[Any] = Future()
-            failed.set_exception(exc)
-            return mapping.results(deque([failed]), lambda: None, until)
-        held = ref.hold()
-        pending = deque(
-            self._submit_chunk(fn, ref, flag, chunk) for chunk in itertools.islice(source, buffersize)
+        job = MapJob(broker.pump, broker, ordered=ordered)
+        engine = mapping.Engine(
+            broker.pump, broker, self._functions.inherited, self._threshold, self._max_workers
         )
-
-        def more(held: object = held) -> Future[Any] | None:
-            chunk = next(source, None)
-            return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk)
-
-        return mapping.results(pending, more, until, one_by_one=self._policy.one_by_one)
+        fold = reduce is not None and not self._policy.one_by_one
+        try:
+            ref = self._functions.encode(functools.partial(reduce, fn) if fold else fn)  # type: ignore[arg-type]
+        except TaskNotSerializable as exc:
+            if reduce is not None:
+                raise
+            return mapping.failed(exc)
+        feed = mapping.Feed(engine, job, fn, ref, self._policy, star=star, fold=fold)
+        try:
+            if buffersize is not None or (chunksize or 1) > 1:
+                feed.post_chunks(items, chunksize or 1, buffersize)
+            else:
+                feed.post(items)  # type: ignore[arg-type]
+        except BoardClosed:
+            job.cancel()
+            self._refuse()
+        except BaseException as exc:
+            job.cancel(running=isinstance(exc, KeyboardInterrupt))
+            raise
+        if reduce is None:
+            return mapping.results(feed, job, until, return_exceptions=return_exceptions)
+        return mapping.folded(job, feed, reduce, until)
 
     def share(self, value: Any, *, writable: bool = False) -> Any:
         """Put an array or any other object into shared memory once, for many tasks.
@@ -194,25 +291,6 @@ class _TakesTasks(concurrent.futures.Executor):
     def stats(self) -> ExecutorStats:
         """What the executor is doing, and what it holds, now."""
         return self._broker.stats()
-
-    def _submit_chunk(
-        self,
-        fn: Callable[..., Any],
-        ref: FunctionRef,
-        flag: int,
-        chunk: tuple[Any, ...],
-    ) -> Future[Any]:
-        """Post one chunk; without a flag, the arguments of one call."""
-        pump = self._broker.pump
-        future: Future[Any] = Future(self._broker, pump.new_task_id())
-        try:
-            call = encode_call(chunk, {}, self._functions.inherited, self._threshold)
-            pump.post(future, ref, call, flag, fn, self._policy)
-        except (TaskNotSerializable, SharedMemoryFull) as exc:
-            future.set_exception(exc)
-        except BoardClosed:
-            self._refuse()
-        return future
 
     def _refuse(self) -> None:
         if self._broker.broken is not None:

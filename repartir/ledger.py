@@ -33,23 +33,30 @@ class Record(Generic[F]):
     holds what must live as long as the task (the function's reference); ``block`` is the arena block of its
     arguments, if it has one.  ``failures`` are the attempts that began and failed, ``stopped`` is the error for which its
     worker is being killed.
+
+    A task that is part of a map has its ``job``, and answers for the items in ``spans``; those in its block count from
+    ``base``.  ``unbegun`` is how often a worker died before it began the first of them.
     """
 
     __slots__ = (
         "attempt",
+        "base",
         "block",
         "failures",
         "flags",
         "future",
+        "job",
         "keep",
         "lane",
         "name",
         "payload",
         "policy",
         "position",
+        "spans",
         "state",
         "stopped",
         "task_id",
+        "unbegun",
         "word",
     )
 
@@ -77,6 +84,10 @@ class Record(Generic[F]):
         self.state = TaskState.PENDING
         self.policy = policy
         self.failures: tuple[Failure, ...] = ()
+        self.job: Any = None
+        self.base = 0
+        self.spans: tuple[tuple[int, int], ...] = ()
+        self.unbegun = 0
         self.stopped: BaseException | None = None
 
     @property

@@ -1,20 +1,30 @@
-"""``map``: how items are cut into chunks, and how results come back in order."""
+"""``map``: how items are posted, and how their outcomes come back."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
 
-from repartir.future import Future
-from repartir.worker import Stopped
+from repartir import pages
+from repartir.batches import Failed, Mixed
+from repartir.codec import Encoded, InheritedArrays, encode_call
+from repartir.errors import SharedMemoryFull, TaskNotSerializable
+from repartir.functions import FunctionRef
+from repartir.future import Driver, Future
+from repartir.mapjob import Folded, MapJob, count_of
+from repartir.policy import Policy
+from repartir.pump import Pump
+from repartir.shm.layout import FOLD, STAR, WHOLE
 
-_LARGEST_SHARE = 16
-_GUIDED_SHARE = 4
-
-Chunk = tuple[Any, ...]
+RANGES_A_WORKER = 8
+"""A map is posted in at least so many ranges a worker, one behind the other: results come about in the order of items."""
+_LARGEST_BLOCK = 1 << 20
+"""Bytes of items in one block, about."""
+_NEVER = 1 << 62
+"""No array is so large that it goes beside the pickle."""
 
 
 def check_arguments(chunksize: int | None, buffersize: int | None) -> None:
@@ -27,23 +37,10 @@ def check_arguments(chunksize: int | None, buffersize: int | None) -> None:
         raise ValueError("buffersize must be None or > 0")
 
 
-def guided_sizes(items: int, workers: int) -> Iterator[int]:
-    """Chunk sizes for ``items``: a share of what is left, so they shrink and all workers end at about one time."""
-    largest = max(1, items // (_LARGEST_SHARE * workers))
-    while items > 0:
-        size = min(largest, max(1, items // (_GUIDED_SHARE * workers)))
-        yield size
-        items -= size
-
-
-def chunks(items: Iterable[Any], sizes: Iterable[int]) -> Iterator[Chunk]:
-    """``items`` cut into tuples of these sizes."""
-    source = iter(items)
-    for size in sizes:
-        chunk = tuple(itertools.islice(source, size))
-        if not chunk:
-            return
-        yield chunk
+def failed(error: BaseException) -> Iterator[NoReturn]:
+    """An iterator that raises ``error``."""
+    raise error
+    yield
 
 
 def deadline(timeout: float | None) -> float | None:
@@ -51,44 +48,191 @@ def deadline(timeout: float | None) -> float | None:
     return None if timeout is None else timeout + time.monotonic()
 
 
-def results(
-    pending: deque[Future[Any]],
-    more: Callable[[], Future[Any] | None],
-    until: float | None,
-    *,
-    one_by_one: bool = False,
-) -> Iterator[Any]:
-    """Yield the items of each future's list in order, or, ``one_by_one``, what each future holds.
+class Engine(NamedTuple):
+    """What a feed needs of an executor."""
 
-    ``more`` makes the next future after each is used up.
+    pump: Pump
+    driver: Driver
+    inherited: InheritedArrays | None
+    threshold: int
+    workers: int
 
-    The first exception, the time-out or the death of the iterator cancels what is pending; Ctrl-C also stops what runs.
+
+class Feed:
+    """Posts the items of one map for the function ``ref``; ``posted`` counts them.
+
+    ``star``: each item is a tuple of arguments.
     """
-    interrupted = False
+
+    def __init__(
+        self, engine: Engine, job: MapJob, fn: Any, ref: FunctionRef, policy: Policy, *, star: bool, fold: bool = False
+    ) -> None:
+        self.posted = 0
+        self._engine = engine
+        self._job = job
+        self._fn = fn
+        self._ref = ref
+        self._policy = policy
+        self._star = star
+        self._flags = STAR * star | FOLD * fold
+        self._source: Iterator[Any] | None = None
+        """Where more items come from; None when there are none."""
+        self._chunk = 1
+        self._used = 0
+
+    def post(self, items: Sequence[Any]) -> None:
+        """All items, for members to share as they like."""
+        if self._policy.one_by_one:
+            for item in items:
+                self._post_one(item)
+        else:
+            size = max(1, len(items) // (RANGES_A_WORKER * self._engine.workers))
+            for first in range(0, len(items), size):
+                self._post_range(items[first : first + size], self._flags)
+
+    def post_chunks(self, items: Iterable[Any], size: int, most: int | None) -> None:
+        """Chunks of ``size`` items that stay together; ``most`` of them now, and one for each that is used up."""
+        self._source, self._chunk = iter(items), size
+        for _ in range(most) if most is not None else itertools.count():
+            if not self._post_chunk():
+                break
+
+    def used(self, count: int) -> None:
+        """So many outcomes were taken."""
+        self._used += count
+        while self._source is not None and self._used >= self._chunk:
+            self._used -= self._chunk
+            self._post_chunk()
+
+    def _post_chunk(self) -> bool:
+        assert self._source is not None
+        chunk = tuple(itertools.islice(self._source, self._chunk))
+        if len(chunk) < self._chunk:
+            self._source = None
+        if len(chunk) > 1 and not self._policy.one_by_one:
+            self._post_range(chunk, self._flags | WHOLE)
+        else:
+            for item in chunk:
+                self._post_one(item)
+        return self._source is not None
+
+    def _post_one(self, item: Any, encoded: Encoded | None = None) -> None:
+        """An item that is a task of its own."""
+        pump, at = self._engine.pump, self.posted
+        future: Future[Any] = Future(self._engine.driver, pump.new_task_id())
+        try:
+            call = encoded or self._encode(tuple(item) if self._star else (item,), self._engine.threshold)
+            pump.post(future, self._ref, call, 0, self._fn, self._policy, self._job, at)
+        except (TaskNotSerializable, SharedMemoryFull) as exc:
+            self._fail(1, exc)
+        self.posted = at + 1
+
+    def _post_range(self, items: Sequence[Any], flags: int) -> None:
+        """Items in blocks, cut into pages.  Those whose arrays go beside the pickle are tasks of their own."""
+        in_band = flags & (WHOLE | FOLD)
+        threshold = _NEVER if in_band else self._engine.threshold
+        block = pages.Pages()
+        at, count = 0, 1
+        while at < len(items):
+            chunk = tuple(items[at : at + count])
+            try:
+                page = self._encode(chunk, threshold)
+            except TaskNotSerializable:
+                if len(chunk) > 1:
+                    count = 1
+                    continue
+                page = None
+            if page is not None and (type(page) is bytes or not page.buffers):  # type: ignore[union-attr]
+                count = block.add(len(chunk), page)
+                if block.size >= _LARGEST_BLOCK:
+                    block = self._post_block(block, flags)
+            else:
+                block = self._post_block(block, flags)
+                for item in chunk:
+                    self._post_one(item, page if len(chunk) == 1 and not self._star else None)
+                count = 1
+            at += len(chunk)
+        self._post_block(block, flags)
+
+    def _post_block(self, block: pages.Pages, flags: int) -> pages.Pages:
+        """Post what is in it, if there is something; an empty one."""
+        if block.count:
+            pump, count = self._engine.pump, block.count
+            try:
+                pump.post_items(
+                    self._job, self.posted, count, self._ref, block.parts(), block.keep, flags, self._fn
+                )
+            except SharedMemoryFull as exc:
+                self._fail(count, exc)
+            self.posted += count
+        return pages.Pages()
+
+    def _encode(self, args: tuple[Any, ...], threshold: int) -> bytes | Encoded:
+        return encode_call(args, {}, self._engine.inherited, threshold)
+
+    def _fail(self, count: int, error: BaseException) -> None:
+        with self._engine.pump.mutex:
+            self._job.give(self.posted, Failed(error, count))
+
+
+def results(feed: Feed, job: MapJob, until: float | None, *, return_exceptions: bool) -> Iterator[Any]:
+    """Yield what comes back, in the order of items or, in an unordered job, as it comes.
+
+    The first exception, unless it is to be returned, the time-out or the death of the iterator cancels what is pending;
+    Ctrl-C also stops what runs.
+    """
+    interrupted, taken = False, 0
     try:
-        while pending:
-            future = pending[0]
-            values = future.result(None if until is None else until - time.monotonic())
-            pending.popleft()
-            del future
-            if one_by_one:
-                values = [values]
-            error = None
-            if isinstance(values, Stopped):
-                error, values = values.exception(), values.values
-            elif (following := more()) is not None:
-                pending.append(following)
-            values.reverse()
-            while values:
-                yield values.pop()
-            if error is not None:
-                try:
-                    raise error
-                finally:
-                    error = None
+        while taken < feed.posted:
+            _, outcome = job.take(taken, until)
+            count = count_of(outcome)
+            taken += count
+            feed.used(count)
+            if isinstance(outcome, Failed):
+                outcome = Mixed([Failed(outcome.error)] * count)
+            if type(outcome) is not list:
+                yield from _with_errors(outcome, return_exceptions=return_exceptions)
+            elif count > 1:
+                yield from outcome
+            else:
+                yield outcome.pop()  # perhaps a large array, which nothing here keeps
     except KeyboardInterrupt:
         interrupted = True
         raise
     finally:
-        for future in pending:
-            future.cancel(running=interrupted)
+        job.cancel(running=interrupted)
+
+
+def _with_errors(outcome: Any, *, return_exceptions: bool) -> Iterator[Any]:
+    outcome.reverse()
+    while outcome:
+        value = outcome.pop()
+        if type(value) is Failed:
+            failed, value = value, None
+            if not return_exceptions:
+                raise failed.take()
+            value = failed.take()
+        yield value
+        value = None
+
+
+def folded(job: MapJob, feed: Feed, fold: Callable[[Any, Any], Any], until: float | None) -> Any:
+    """All outcomes folded, from the first item to the last.  Raises the first error, and ``TypeError`` without items."""
+    parts: list[Any] = []
+    interrupted, taken = False, 0
+    try:
+        while taken < feed.posted:
+            _, outcome = job.take(taken, until)
+            taken += count_of(outcome)
+            if isinstance(outcome, Failed):
+                raise outcome.take()
+            values = [outcome.value] if isinstance(outcome, Folded) else outcome
+            parts = [functools.reduce(fold, values, *parts)]
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        job.cancel(running=interrupted)
+    if not parts:
+        raise TypeError("map(reduce=...) of no items: there is nothing to fold")
+    return parts[0]

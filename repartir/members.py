@@ -10,11 +10,13 @@ from concurrent.futures.process import BrokenProcessPool
 
 from repartir import logs, outcome
 from repartir.attempts import Attempts
-from repartir.ledger import Repost
-from repartir.pump import Pump
-from repartir.shm.arena import KEPT, RESULT
+from repartir.batches import Failed, batch_bytes
+from repartir.ledger import MAX_REPOSTS, Repost
+from repartir.payloads import items_of
+from repartir.pump import Pump, TaskRecord
+from repartir.shm.arena import KEPT, RESULT, UNSENT
 from repartir.shm.board import MemberState
-from repartir.shm.layout import MEMBER_BROKEN, MEMBER_LOG, MEMBER_READY
+from repartir.shm.layout import ATTEMPT_BITS, FOLD, MEMBER_BROKEN, MEMBER_LOG, MEMBER_READY, RANGE, SIZE_MASK
 from repartir.supervisor import STARTS, MemberExited, Supervisor, describe_exit
 
 MOST_STARTS = 20
@@ -136,6 +138,10 @@ class Members:
         board, pump = self._board, self._pump
         row = board.rows[at]
         claim, started = board.words[row.claim], board.words[row.started]
+        held = pump.ledger.records.get(claim >> ATTEMPT_BITS)
+        if held is not None and held.flags & RANGE:
+            self._judge_range(at, held, begun=claim == started, exit_code=exit_code)
+            claim = 0
         for action in pump.ledger.member_died([claim], started):
             if isinstance(action, Repost):
                 pump.repost(action.record)
@@ -144,7 +150,34 @@ class Members:
         if claim and not pump.has_view_of(claim):
             board.blocks.free_owned(claim | RESULT)
         board.blocks.free_owned(KEPT | at)
+        board.blocks.free_owned(UNSENT | at)
         pump.bury_orphans(at)
+
+    def _judge_range(self, at: int, record: TaskRecord, *, begun: bool, exit_code: int) -> None:
+        """A member died with items of a map in hand: what it answered counts, the item that it was in fails, the rest is
+        posted anew."""
+        pump, job, base = self._pump, record.job, record.base
+        hand, words = self._board.hands[at], self._board.words
+        if words[hand.task_word] == record.word:
+            first, field, batch = hand.answers(batch_bytes)
+            if field & SIZE_MASK:
+                pump.hear_batch(record, first, field, batch)
+            open_from = job.first_open(base + first) - base
+            reserved, end = hand.take_rest()
+            if begun and open_from < reserved:
+                fails_to = reserved if record.flags & FOLD else open_from + 1
+                error = self._attempts.death_in_items(record, exit_code)
+                job.give(base + open_from, Failed(error, fails_to - open_from))
+                open_from = fails_to
+        else:
+            open_from, end = items_of(record.payload)
+        unbegun = 0 if begun else record.unbegun + 1
+        if open_from < end and unbegun > MAX_REPOSTS:
+            error = self._attempts.never_begun(record, exit_code)
+            job.give(base + open_from, Failed(error, end - open_from))
+        elif open_from < end:
+            pump.post_rest(record, open_from, end, unbegun=unbegun)
+        pump.end_if_over(record)
 
     def _count_exit(self, at: int, exit_code: int) -> None:
         row, words = self._board.rows[at], self._board.words

@@ -19,29 +19,37 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from repartir import outcome
+from repartir import batches, outcome, pages
+from repartir.batches import Failed
 from repartir.codec import Encoded, Part, parts_of, split_parts
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.functions import FunctionRef
 from repartir.future import Future
 from repartir.ledger import Ledger, Record
+from repartir.mapjob import Folded, MapJob, Outcome, cancelled, without
+from repartir.payloads import FUNCTION, HEAD_BYTES, PIECE, RANGE, SPAN
 from repartir.policy import NO_POLICY, Policy
-from repartir.shm.arena import FUNCTION_OWNER, Handle
+from repartir.shm.arena import FUNCTION_OWNER, RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch, when_dead
 from repartir.shm.board import Board, BoardClosed
 from repartir.shm.layout import (
     AGAIN,
     ANSWER,
     ANSWER_IN_BLOCK,
+    ATTEMPT_BITS,
+    FOLD,
     IN_BLOCK,
+    ITEM,
+    ITEM_IN_BLOCK,
+    ITEMS,
     MEMBER_READY,
     SLOT_PAYLOAD_BYTES,
     TIMED,
 )
+from repartir.shm.layout import RANGE as IS_RANGE
 from repartir.shm.outbox import records
 from repartir.shm.segment import copy_in_place, discard
 from repartir.states import TaskEvent, TaskState
-from repartir.worker import FUNCTION, HEAD_BYTES, PIECE
 
 DEFER = 64
 """Under backlog so many submits are posted together."""
@@ -70,6 +78,10 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+def _nobody_to_kill(row: int) -> None:
+    """There are no members."""
 
 
 class Pump:
@@ -117,8 +129,10 @@ class Pump:
         """When the broker's thread looks after them and after retries next, on the monotonic clock."""
         self.orphans: dict[int, list[Handle]] = {}
         """By row, arguments of cancelled tasks whose member is being killed and may use them until it is dead."""
-        self.pieces: dict[int, dict[int, bytes]] = {}
-        """Answers that come in pieces, by task word: those that are here."""
+        self.pieces: dict[tuple[int, int], dict[int, bytes]] = {}
+        """Answers that come in pieces, by row and task word: those that are here."""
+        self.kill: Callable[[int], None] = _nobody_to_kill
+        """Ends the member of a row."""
         self.mutex = threading.RLock()
         self.stuck = False
         """The first task of the inbox waits for room."""
@@ -150,12 +164,16 @@ class Pump:
         flags: int,
         name: object,
         policy: Policy = NO_POLICY,
+        job: MapJob | None = None,
+        item: int = 0,
     ) -> None:
         """Commit a task by one append, then post it, or leave that to whoever is at work already.
 
+        With a ``job`` its outcome is that of the job's item ``item``.
+
         Raises ``BoardClosed`` when the executor ended meanwhile, ``SharedMemoryFull`` when the function has no room.
         """
-        payload: Any = ref.head or self._place_function(ref)
+        head = ref.head or self._place_function(ref)
         keep: object = (ref, ref.hold()) if ref.needs else ref
         if type(call) is not bytes:
             keep = keep, call.keep  # type: ignore[union-attr]
@@ -163,19 +181,53 @@ class Pump:
                 call = call.meta  # type: ignore[union-attr]
         if policy is not NO_POLICY:
             flags |= self._note(future.task_id, policy)
-        if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
-            record: TaskRecord = Record(future.task_id, future, payload + call, flags, keep, name, policy)
-            self.inbox.append(record)
+        if type(call) is bytes and len(head) + len(call) <= SLOT_PAYLOAD_BYTES:
+            self._commit(Record(future.task_id, future, head + call, flags, keep, name, policy), job, item)
         else:
-            record = Record(future.task_id, future, payload, flags, keep, name, policy)
-            parts = parts_of(call)
-            try:
-                if not self.place_in_memory(record, parts):
-                    self.on_full(record, parts)
-                self.inbox.append(record)
-            except BaseException:
-                self._withdraw_uncommitted(record)
-                raise
+            record: TaskRecord = Record(future.task_id, future, head, flags, keep, name, policy)
+            self._commit_large(record, parts_of(call), job, item)
+        self._after_commit()
+
+    def post_items(
+        self,
+        job: MapJob,
+        first: int,
+        count: int,
+        ref: FunctionRef,
+        parts: Sequence[Part],
+        keep: object,
+        flags: int,
+        name: object,
+    ) -> None:
+        """Commit ``count`` items of a map, which lie in ``parts`` as ``PagedItems`` has them, as `post` does a task."""
+        head = ref.head or self._place_function(ref)
+        future: TaskFuture = Future(job.driver, self.new_task_id())
+        keep = ref, ref.hold(), keep
+        record: TaskRecord = Record(
+            future.task_id, future, head + RANGE.pack(0, count), flags | IS_RANGE, keep, name
+        )
+        self._commit_large(record, parts, job, first, count)
+        self._after_commit()
+
+    def _commit(self, record: TaskRecord, job: MapJob | None, first: int, count: int = 1) -> None:
+        if job is not None:
+            record.job, record.base, record.spans = job, first, ((first, first + count),)
+            job.records[record.task_id] = record
+        self.inbox.append(record)
+
+    def _commit_large(
+        self, record: TaskRecord, parts: Sequence[Part], job: MapJob | None, first: int, count: int = 1
+    ) -> None:
+        """The same, after the parts were copied to shared memory."""
+        try:
+            if not self.place_in_memory(record, parts):
+                self.on_full(record, parts)
+            self._commit(record, job, first, count)
+        except BaseException:
+            self._withdraw_uncommitted(record)
+            raise
+
+    def _after_commit(self) -> None:
         if self.ended:
             raise BoardClosed
         if len(self.ledger.records) < self.backlog:
@@ -206,6 +258,8 @@ class Pump:
                 self.board.blocks.free(block)
             self.placed.discard(record.task_id)
             self.watched.discard(record.task_id)
+            if record.job is not None:
+                record.job.records.pop(record.task_id, None)
 
     def _place_function(self, ref: FunctionRef) -> bytes:
         """Put a function where members find it; what comes back begins every call of it."""
@@ -241,7 +295,8 @@ class Pump:
             if handle is None:
                 return False
             self.placed.add(record.task_id)
-            record.payload = record.payload[:HEAD_BYTES] + handle.pack()
+            head = HEAD_BYTES + RANGE.size if record.flags & IS_RANGE else HEAD_BYTES
+            record.payload = record.payload[:head] + handle.pack()
             record.flags |= IN_BLOCK
             record.block = handle  # last: until then the record does not count as placed
         except BaseException:
@@ -337,7 +392,7 @@ class Pump:
         """
         inbox, board = self.inbox, self.board
         lane, enter = board.lanes[at], self.ledger.enter
-        entries, position = [], lane.tail
+        entries, position, wanted = [], lane.tail, 0
         for nth in range(count):  # by index, since others append meanwhile
             record = inbox[nth]
             if record.future._state != "PENDING" or record.lane >= 0 or type(record.block) is list:
@@ -346,6 +401,7 @@ class Pump:
             record.position = position
             enter(record)
             entries.append((record.word, record.payload, record.flags))
+            wanted += len(board.rows) if record.flags & IS_RANGE else 1
             position += 1
         if not entries:
             return self._fix_first()
@@ -353,7 +409,7 @@ class Pump:
             raise InternalError("a lane had less room than it showed")
         parking = board.parking
         if parking.anyone_idle():
-            parking.wake(len(entries), at)
+            parking.wake(wanted, at)
         for _ in entries:
             inbox.popleft()
         return True
@@ -384,7 +440,7 @@ class Pump:
                 return self._room_for_arguments(record)
             if self.ledger.records:
                 return False
-            self._hand_to_broker(record.future, None, self.no_room(sum(len(part) for part in parts)))
+            self._deliver(record, None, self.no_room(sum(len(part) for part in parts)))
         return True
 
     # ---- answers to futures
@@ -423,6 +479,9 @@ class Pump:
                 self.said.append((at, status, payload))
                 self._on_news()
                 continue
+            if status >= ITEMS:
+                self._hear_items(at, word, status, payload)
+                continue
             record = ledger.answered(word)
             if record is None:
                 if status == ANSWER_IN_BLOCK:
@@ -434,7 +493,7 @@ class Pump:
             elif status == ANSWER_IN_BLOCK:
                 handle = Handle.unpack(payload)
                 result = self._decode_block(handle, word)
-            elif whole := self._collect(word, payload):
+            elif whole := self._collect(at, word, payload):
                 meta, *buffers = split_parts(whole)
                 result = outcome.decode_outcome(meta, buffers)
             else:
@@ -525,20 +584,121 @@ class Pump:
             if exporter is not None:
                 copy_in_place(exporter.__array_interface__["data"][0], exporter.nbytes)
 
-    def _collect(self, word: int, payload: bytes) -> bytes | None:
+    def _collect(self, at: int, word: int, payload: bytes) -> bytes | None:
         """Keep a piece of an answer, which may come again after an interruption; the whole of it with the last."""
         index, count = PIECE.unpack_from(payload)
-        pieces = self.pieces.setdefault(word, {})
+        pieces = self.pieces.setdefault((at, word), {})
         pieces[index] = payload[PIECE.size :]
         if index + 1 < count:
             return None
         return b"".join(pieces[nth] for nth in range(count))
 
+    # ---- answers to items of a map
+
+    def _hear_items(self, at: int, word: int, status: int, payload: bytes) -> None:
+        """An answer for some items of a map."""
+        record = self.ledger.records.get(word >> ATTEMPT_BITS)
+        first, count = SPAN.unpack_from(payload)
+        body = payload[SPAN.size :]
+        if record is None or record.job.cancelled:
+            if status == ITEM_IN_BLOCK:
+                self.board.blocks.free(Handle.unpack(body))
+            if record is None:
+                return
+        if status == ITEMS:
+            self.hear_batch(record, first, count, body)
+        elif status == ITEM:
+            self._hear_item(record, first, count, outcome.decode_outcome(body) if body else None)
+        elif status == ITEM_IN_BLOCK:
+            handle = Handle.unpack(body)
+            result = None if record.job.cancelled else self._decode_block(handle, word)
+            self._hear_item(record, first, count, result)
+            self.board.blocks.pass_on(handle, word | RESULT)
+            self._free_unless_viewed(handle)
+        elif whole := self._collect(at, word, body):
+            meta, *buffers = split_parts(whole)
+            self._hear_item(record, first, count, outcome.decode_outcome(meta, buffers))
+            self.pieces.pop((at, word), None)
+
+    def hear_batch(self, record: TaskRecord, first: int, mark: int, batch: bytes) -> None:
+        """The values of many items, from ``first`` on."""
+        self._give(record, first, batches.values_of(mark, batch))
+
+    def _hear_item(
+        self, record: TaskRecord, first: int, count: int, result: outcome.Value | outcome.Error | None
+    ) -> None:
+        if isinstance(result, outcome.Error):
+            self._give(record, first, Failed(result.exception, count))
+        elif result is None:
+            self._give(record, first, Failed(cancelled(), count))
+        elif record.flags & FOLD:
+            self._give(record, first, Folded(result.value, count))
+        else:
+            self._give(record, first, [result.value])
+
+    def _give(self, record: TaskRecord, first: int, given: Outcome) -> None:
+        record.job.give(record.base + first, given)
+        self.end_if_over(record)
+
+    def end_if_over(self, record: TaskRecord) -> None:
+        """Forget the record of a range when all its items are answered."""
+        if record.job.is_over(record):
+            record.future.settle_alone(None, None)
+            self.forget(record, TaskEvent.ANSWER)
+
+    def post_rest(self, record: TaskRecord, first: int, end: int, *, unbegun: int) -> None:
+        """Items that a dead member had in hand and had not begun are posted as a range of their own.  Under ``mutex``."""
+        job, base = record.job, record.base
+        if job.cancelled:
+            job.give(base + first, Failed(cancelled(), end - first))
+            return
+        future: TaskFuture = Future(job.driver, self.new_task_id())
+        payload = record.payload[:HEAD_BYTES] + RANGE.pack(first, end) + record.payload[HEAD_BYTES + RANGE.size :]
+        rest: TaskRecord = Record(future.task_id, future, payload, record.flags, record.keep, record.name)
+        rest.block, rest.base, rest.job, rest.unbegun = record.block, base, job, unbegun
+        rest.spans = ((base + first, base + end),)
+        job.records[rest.task_id] = rest
+        if type(rest.block) is Handle:
+            self.placed.add(rest.task_id)
+        record.spans = without(record.spans, base + first, base + end)
+        self.inbox.appendleft(rest)
+
+    def give_up(self, job: MapJob, *, running: bool) -> None:
+        """Nobody wants what members are still to run of a job; with ``running`` those that run it are stopped."""
+        if self.mutex._is_owned():  # type: ignore[attr-defined]
+            return
+        with self.mutex:
+            if self.ended:
+                return
+            for record in list(job.records.values()):
+                if record.flags & IS_RANGE and type(record.block) is Handle:
+                    pages.cancel(self.board.blocks.peek(record.block)[0])
+                if running:
+                    for row in self.board.rows:
+                        if self.board.words[row.claim] == record.word and self.board.condemn(
+                            row.index, record.word
+                        ):
+                            self.kill(row.index)
+
+    def wake(self, turn: Future[None]) -> None:
+        """The outcome that the consumer of a map waits for is here."""
+        if not turn.settle_alone(None, None):
+            self._hand_to_broker(turn, None, None)
+
     def settle(self, record: TaskRecord, value: Any, error: BaseException | None, event: TaskEvent) -> None:
         """Give a future its outcome and forget the task.  Under ``mutex``."""
-        if not record.future.settle_alone(value, error):
-            self._hand_to_broker(record.future, value, error)
+        self._deliver(record, value, error)
         self.forget(record, event)
+
+    def _deliver(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
+        job = record.job
+        if job is None:
+            if not record.future.settle_alone(value, error):
+                self._hand_to_broker(record.future, value, error)
+        elif error is None:
+            job.give(record.base, [value])
+        else:
+            job.fail(record, lambda: error)
 
     def _hand_to_broker(self, future: TaskFuture, value: Any, error: BaseException | None) -> None:
         self.due.append((future, value, error))
@@ -546,10 +706,18 @@ class Pump:
 
     def forget(self, record: TaskRecord, event: TaskEvent) -> None:
         """The task is over: free its arguments, close its record.  Under ``mutex``."""
-        self.pieces.pop(record.word, None)
+        job = record.job
+        if job is not None and event is TaskEvent.CANCEL:
+            job.fail(record, cancelled)
+        if self.pieces:
+            for key in [key for key in self.pieces if key[1] == record.word]:
+                del self.pieces[key]
         if record.policy is not NO_POLICY:
             self.watched.discard(record.task_id)
         block = record.block
+        if job is not None and not job.leave(record):
+            block = None
+            self.placed.discard(record.task_id)
         if block is not None and type(block) is Handle:
             self.board.blocks.free(block)
             self.placed.discard(record.task_id)
@@ -706,7 +874,10 @@ class Pump:
             pending = self.unsettled()
             self.inbox.clear()
             for record in pending:
-                self._hand_to_broker(record.future, None, make_error())
+                if record.job is None:
+                    self._hand_to_broker(record.future, None, make_error())
+                else:
+                    record.job.fail(record, make_error)
                 self.forget(record, TaskEvent.FAIL)
             self._tell_of_room()
             self.let_go()

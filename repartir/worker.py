@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import struct
 import sys
 import time
 import weakref
@@ -22,11 +21,13 @@ from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
+from repartir.payloads import FUNCTION, HEAD_BYTES, PIECE
+from repartir.rangeloop import RangeLoop
 from repartir.residence import limit_address_space, own_bytes
-from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
+from repartir.shm.arena import RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch
 from repartir.shm.board import Board, ClientSleep, Kind, MemberState
-from repartir.shm.deque import Entry, TaskDeque
+from repartir.shm.deque import Entry
 from repartir.shm.layout import (
     AGAIN,
     ANSWER,
@@ -39,15 +40,9 @@ from repartir.shm.layout import (
     MEMBER_BROKEN,
     MEMBER_LOG,
     MEMBER_READY,
+    RANGE,
     TIMED,
 )
-
-FUNCTION = struct.Struct(f"=Q{HANDLE_BYTES}s")
-"""The head of every call's payload: the function's key and the handle of the block that holds it."""
-PIECE = struct.Struct("=II")
-"""The head of a piece of an answer: which one it is, of how many."""
-
-HEAD_BYTES = FUNCTION.size
 
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
@@ -97,10 +92,14 @@ class Worker:
         self._spawn = board.spawns[index]
         self._outbox = board.outboxes[index]
         self._largest_bytes = self._outbox.largest_bytes
-        self._victims = self._others(Kind.CPU)
+        same = self._others(Kind.CPU)
+        self._victims = [deque for at in same for deque in (board.lanes[at], board.spawns[at])]
+        self._hand = board.hands[index]
+        self._hands = [board.hands[at] for at in same]
         self._ends = [
             (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
-        ]
+        ] + [(hand.next_word, hand.end_word) for hand in self._hands]
+        self._ranges = RangeLoop(board, index, self, settings.out_of_band, self._largest_bytes)
         self._pid = os.getpid()
         self._forwarder: Forwarder | None = None
         self._opened: tuple[Handle, weakref.ref[Any]] | None = None
@@ -113,6 +112,10 @@ class Worker:
         """Something was kept since the garbage collector was last asked: perhaps only by an exception and its frame."""
         self._has_forked = False
         """Some task has forked a child, which has the arrays that this process had then."""
+        self.is_copy = False
+        """This process is such a child, and nobody's worker."""
+        self._largest: int | None = None
+        """So much memory of its own it may have between two tasks."""
 
     def run(self) -> None:
         """Serve tasks until the executor closes or this worker has run its share."""
@@ -133,23 +136,24 @@ class Worker:
         if self._settings.address_space is not None:
             limit_address_space(self._settings.address_space)
         self._words[self._row.state] = MemberState.READY
-        self._send(0, MEMBER_READY, b"")
+        self.send(0, MEMBER_READY, b"")
         left = self._settings.max_tasks or -1
         growth = self._settings.max_rss_growth
-        largest = None if growth is None else baseline + growth
+        if growth is not None:
+            self._largest = baseline + growth
         while left:
             entry = self.find_work() or self._rest()
             if entry is None or self._words[self._row.condemned]:
                 break  # a claim that was not begun is given to another
-            self.run_one(entry)
+            done = self.run_one(entry, left)
             del entry
             if self._dead:
                 self._free_dead()
             if self._forwarder is not None and self._forwarder.pending:
                 self._forwarder.flush()
-            left -= 1
-            if largest is not None and own_bytes(self._pid) > largest:
-                break
+            left -= done
+            if self._words[self._row.claim] or (self._largest is not None and not self.goes_on()):
+                break  # what is left of a range is given to others
         self._words[self._row.state] = MemberState.RETIRED
 
     def find_work(self) -> Entry | None:
@@ -164,11 +168,27 @@ class Worker:
             if words[victim.head_word] != words[victim.tail_word] and (entry := victim.pop_head(claim)):
                 words[self._row.steals] += 1
                 return entry
+        for hand in self._hands:
+            if words[hand.next_word] != words[hand.end_word] and (entry := self._hand.steal(hand)):
+                words[self._row.steals] += 1
+                return entry
         return None
 
-    def run_one(self, entry: Entry) -> None:
-        """Run a claimed task and answer."""
+    def goes_on(self) -> bool:
+        """Between two items: whether this worker may begin one more."""
+        if self._forwarder is not None and self._forwarder.pending:
+            self._forwarder.flush()
+        if self._words[self._row.condemned]:
+            return False
+        return self._largest is None or own_bytes(self._pid) <= self._largest
+
+    def run_one(self, entry: Entry, most: int = 1) -> int:
+        """Run a claimed task and answer, or of a range at most so many items (-1: all); how many were run."""
         word, payload, flags = entry
+        if flags & RANGE:
+            done = self._ranges.run(entry, most if most > 0 else 1 << 62)
+            self._words[self._row.runs] += done
+            return done
         words, row = self._words, self._row
         words[row.started] = word
         result = self._call(payload, flags)
@@ -178,6 +198,7 @@ class Worker:
             words[row.began] = 0
         self.answer(word, result)
         words[row.runs] += 1
+        return 1
 
     def answer(self, word: int, result: outcome.Value | outcome.Error) -> None:
         """Publish a task's outcome, then let go of the claim."""
@@ -185,7 +206,7 @@ class Worker:
         result.forget()  # the caller still has it; its arrays may lie in the block of the arguments
         if type(body) is bytes and len(body) <= self._largest_bytes:
             self._close_arguments()
-            self._send(word, ANSWER, body)
+            self.send(word, ANSWER, body)
         else:
             parts = parts_of(body)
             del body
@@ -216,11 +237,7 @@ class Worker:
 
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
         try:
-            key, function_block = FUNCTION.unpack_from(payload)
-            fn = self._functions.get(key)
-            if fn is None:
-                meta, *parts = self._board.blocks.load(Handle.unpack(function_block))
-                fn = self._functions.put(key, bytes(meta), parts)
+            fn = self.function(payload)
             if flags & IN_BLOCK:
                 args, kwargs = self._decode_in_place(Handle.unpack(payload[HEAD_BYTES:]), flags)
             else:
@@ -234,6 +251,15 @@ class Worker:
         if flags & CALL_EACH:
             return outcome.capture(call_each, (fn, args), {})
         return outcome.capture(fn, args, kwargs)
+
+    def function(self, payload: bytes) -> Callable[..., Any]:
+        """The function that a payload names.  Raises what unpickling raises."""
+        key, block = FUNCTION.unpack_from(payload)
+        fn = self._functions.get(key)
+        if fn is None:
+            meta, *parts = self._board.blocks.load(Handle.unpack(block))
+            fn = self._functions.put(key, bytes(meta), parts)
+        return fn
 
     def _decode_in_place(self, handle: Handle, flags: int) -> Any:
         """The arguments in a block: no other task has it, so their arrays lie there and are this task's own to write.
@@ -259,14 +285,15 @@ class Worker:
         parts.clear()
         self._close_arguments()
         if handle is not None:
-            return self._send(word, ANSWER_IN_BLOCK, handle.pack())
+            return self.send(word, ANSWER_IN_BLOCK, handle.pack())
         size = self._largest_bytes - PIECE.size
         count = -(-len(whole) // size)
         for index in range(count):
             piece = PIECE.pack(index, count) + whole[index * size : (index + 1) * size]
-            self._send(word, ANSWER_PIECE, piece)
+            self.send(word, ANSWER_PIECE, piece)
 
-    def _send(self, word: int, status: int, body: bytes) -> None:
+    def send(self, word: int, status: int, body: bytes) -> None:
+        """Publish a record; waits while the outbox has no room for it."""
         while not self._outbox.put(word, status, body):
             self._words[self._row.blocked] = 1
             if self._outbox.put(word, status, body):
@@ -278,7 +305,7 @@ class Worker:
 
     def _send_log(self, data: bytes) -> None:
         if os.getpid() == self._pid:  # what a child of a task logs is lost
-            self._send(0, MEMBER_LOG, data)
+            self.send(0, MEMBER_LOG, data)
 
     def _wait_for_client(self) -> None:
         """The client holds up what this member wants to publish: sleep until it made room."""
@@ -306,12 +333,13 @@ class Worker:
                 entry = self._spin()
                 if entry is not None:
                     parking.stop_spinning(index)
-                    self._pass_on()
+                    self.pass_on()
                     return entry
             self._tidy()
             parking.announce(index)
             if (
                 any(not deque.is_empty() for deque in (self._lane, self._spawn, *self._victims))
+                or any(hand.is_there_a_rest() for hand in self._hands)
                 or board.closing
             ):
                 parking.retract(index)
@@ -320,7 +348,7 @@ class Worker:
                 parking.retract(index)
             entry = self.find_work()
             if entry is not None or board.closing:
-                self._pass_on()
+                self.pass_on()
                 return entry
 
     def _tidy(self) -> None:
@@ -335,8 +363,8 @@ class Worker:
             if dropped and self._functions.forget(dropped):
                 gc.collect()  # a function and its globals refer to each other
 
-    def _pass_on(self) -> None:
-        """A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever
+    def pass_on(self) -> None:
+        """Wake another member if there is more to do.  A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever
         leaves its rest with a task wakes the next for what is left."""
         if self._board.parking.anyone_idle() and self._hinted():
             self._board.parking.wake()
@@ -360,12 +388,11 @@ class Worker:
                 return True
         return False
 
-    def _others(self, kind: Kind) -> list[TaskDeque]:
-        """The deques of all other members of this kind, beginning behind the own row."""
+    def _others(self, kind: Kind) -> list[int]:
+        """The rows of all other members of this kind, beginning behind the own."""
         board, count = self._board, len(self._board.rows)
         indices = [(self._index + step) % count for step in range(1, count)]
-        same = [index for index in indices if self._words[board.rows[index].kind] == kind]
-        return [deque for index in same for deque in (board.lanes[index], board.spawns[index])]
+        return [index for index in indices if self._words[board.rows[index].kind] == kind]
 
     def before_fork(self) -> None:
         """A task forks a child, which has the arrays of this process: the blocks in which they lie are not used again."""
@@ -373,6 +400,7 @@ class Worker:
 
     def after_fork(self) -> None:
         """In that child: what it writes stays its own."""
+        self.is_copy = True
         self._board.blocks.make_private()
 
     def _initialize(self) -> bool:
@@ -388,7 +416,7 @@ class Worker:
         text, most = result.traceback.encode(), self._outbox.largest_bytes
         if len(text) > most:
             text = text[: most // 2 - 8] + "\n…\n".encode() + text[-most // 2 :]
-        self._send(0, MEMBER_BROKEN, text)
+        self.send(0, MEMBER_BROKEN, text)
         return False
 
 

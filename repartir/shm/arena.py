@@ -50,6 +50,8 @@ RESULT = 1 << 63
 """Set in the owner word of a block that holds a task's result (its arguments' block carries the bare task word)."""
 KEPT = 1 << 62
 """Set in the owner word of a block of arguments that outlived its task in the member of this row."""
+UNSENT = RESULT | 1 << 61
+"""With a row in its low bits the owner word of an item's result until the client has heard of it."""
 FUNCTION_OWNER = 1
 """Owner word of blocks that hold functions: no task has it."""
 
@@ -213,6 +215,10 @@ class Arena:
 
     def keep(self, handle: Handle, row: int) -> bool:
         """The arguments in a block outlive their task: they belong to the member of ``row`` from now on."""
+        return self.pass_on(handle, KEPT | row)
+
+    def pass_on(self, handle: Handle, owner: int) -> bool:
+        """A block belongs to another from now on; False if it was given back before."""
         words, lock = self._words, self.lock
         block = self._block_of(handle)
         try:
@@ -220,7 +226,7 @@ class Arena:
                 lock.wait(code)
             if not self._is_of(block, handle):
                 return False
-            words[block + B_OWNER] = KEPT | row
+            words[block + B_OWNER] = owner
             return True
         finally:
             lock.release()

@@ -89,6 +89,12 @@ class BlockStore:
         view = memoryview(exporter)
         return Opened(meta, [view[start - base : end - base] for start, end in extents], exporter)
 
+    def peek(self, handle: Handle) -> list[memoryview]:
+        """The parts of a block where they lie, for as long as somebody else keeps it: nothing here does."""
+        place = handle.place
+        view = memoryview(self._segments[place].data)
+        return [view[start:end] for start, end in self.arenas[place].extents(handle)]
+
     def extent(self, handle: Handle) -> tuple[weakref.ref[mmap.mmap], int, int]:
         """The mapping in which a block's payload lies, where it begins and where it ends."""
         start = handle.start
@@ -101,6 +107,10 @@ class BlockStore:
     def keep(self, handle: Handle, row: int) -> bool:
         """The arguments in a block outlive their task, in the member of ``row``."""
         return self.arenas[handle.place].keep(handle, row)
+
+    def pass_on(self, handle: Handle, owner: int) -> bool:
+        """A block belongs to another from now on; False if it was given back before."""
+        return self.arenas[handle.place].pass_on(handle, owner)
 
     def free_owned(self, owner: int) -> int:
         """Give back every block of ``owner``; how many there were."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import mmap
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from repartir.shm import layout
 from repartir.shm.arena import Arena, arena_limit
 from repartir.shm.blocks import BlockStore
 from repartir.shm.deque import TaskDeque
+from repartir.shm.hands import Hand, repair
 from repartir.shm.layout import WORD, RingLayout
 from repartir.shm.lock import Lock, LockFactory, nothing_to_repair, robust_mutex_works
 from repartir.shm.outbox import Outbox
@@ -119,6 +121,20 @@ class Board:
             self._deque(shape.spawn(index), shape.spawn_capacity, make, claims) for index in range(shape.rows)
         ]
         self.outboxes = [self._outbox(shape.outbox(index), make) for index in range(shape.rows)]
+        self._splitting_lock = make(layout.H_SPLITTING_LOCK, layout.H_SPLITTING_DIRTY_W)
+        self.hands = [
+            Hand(
+                ring.words,
+                ring.data,
+                row.index,
+                shape.hand(row.index),
+                shape.buffer_bytes,
+                self._splitting_lock,
+                row.claim,
+            )
+            for row in self.rows
+        ]
+        self._splitting_lock.repair = functools.partial(repair, self.hands)
         make_in_arena = LockFactory(arenas[0], lock_fd, first_byte=_ARENA_LOCKS)
         locks = (
             make_in_arena(layout.A_LOCK, layout.A_DIRTY_W),
@@ -191,6 +207,7 @@ class Board:
         self.parking.forget(index)
         for word in (row.pid, row.state, row.claim, row.started, row.blocked, row.began, row.condemned):
             self.words[word] = 0
+        self.hands[index].reset()
         self.semaphores[index].create()
 
     def condemn(self, index: int, word: int) -> bool:
@@ -207,9 +224,10 @@ class Board:
         return False
 
     def lock_and_unlock_all(self) -> None:
-        """Take every deque's lock once, so that the repairs which a death calls for are done."""
+        """Take every lock on tasks once, so that the repairs which a death calls for are done."""
         for deque in (*self.lanes, *self.spawns):
             deque.is_empty()
+        self.hands[0].is_there_a_rest()
 
     @property
     def closing(self) -> bool:
@@ -224,7 +242,7 @@ class Board:
     def _locks(self) -> list[Lock]:
         deques = [deque.lock for deque in (*self.lanes, *self.spawns)]
         arenas = [arena.lock for arena in self.blocks.arenas]
-        return [self._parking_lock, *arenas, *deques, *(outbox.lock for outbox in self.outboxes)]
+        return [self._parking_lock, self._splitting_lock, *arenas, *deques, *(outbox.lock for outbox in self.outboxes)]
 
     def _format(self) -> None:
         for lock in self._locks():

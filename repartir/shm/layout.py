@@ -6,6 +6,7 @@ One segment holds, in this order: the header, one row a member, then for every r
     row      256 bytes   one member: kind, pid, state, claim, counters, its parking semaphore
     deque    256 bytes + capacity x 256     lock, head, tail, slots       (two a row: lane, spawn)
     outbox   256 bytes + ring               lock, head, tail, bytes       (one a row)
+    hand     512 bytes + buffer             what a member has in hand of a map, answers to it (one a row)
 
 All words are 64 bits, aligned, in the machine's byte order; offsets below that end in ``_W`` count words from the start
 of their structure, all others count bytes.  Who writes each word is said in ``README.md`` beside this file.
@@ -23,8 +24,10 @@ HEADER_BYTES = 512
 H_MAGIC, H_VERSION, H_ROWS, H_CLOSING, H_CLIENT_SLEEP = range(5)
 H_PARKING_LOCK = 64  # byte offset
 H_PARKING_DIRTY_W = 16
+H_SPLITTING_DIRTY_W = 17
 H_IDLE_MASK_W = 24  # one bit a row, 64 rows a word
 H_SPIN_MASK_W = 40
+H_SPLITTING_LOCK = 448  # byte offset
 MAX_ROWS = (H_SPIN_MASK_W - H_IDLE_MASK_W) * 64
 
 ROW_BYTES = 256
@@ -45,11 +48,20 @@ CALL_MANY = 1 << 62  # the arguments are argument tuples, for one call each
 CALL_EACH = 1 << 61  # the arguments are for one call each
 TIMED = 1 << 60  # the member notes when the call begins
 AGAIN = 1 << 59  # the arguments may be needed for another attempt: the task gets copies
+RANGE = 1 << 58  # items of a map: a member may leave the rest of them to others
+STAR = 1 << 57  # each item is a tuple of arguments
+FOLD = 1 << 56  # the function is a partial of an operator and a function: the operator folds what that returns
+WHOLE = 1 << 55  # the items stay together
 SIZE_MASK = (1 << 32) - 1
 
 OUTBOX_HEADER_BYTES = 256
 O_DIRTY_W, O_HEAD_W, O_TAIL_W = 8, 16, 24
 RECORD_HEADER_BYTES = 16
+
+HAND_HEADER_BYTES = 512
+T_TASK_W, T_NEXT_W, T_END_W, T_SIZE_W, T_VICTIM_W = range(5)  # changed under the splitting lock
+T_FIRST_W, T_BYTES_W = 8, 9  # the member's alone, on a cache line of their own
+T_PAYLOAD = 256  # byte offset, SLOT_PAYLOAD_BYTES
 
 ARENA_MAGIC = 0x52455041_4152454E
 ARENA_HEADER_BYTES = 4096
@@ -64,8 +76,20 @@ A_OVERFLOW_DIRTY_W = 344
 BLOCK_HEADER_BYTES = 64
 B_OWNER, B_GENERATION, B_SIZE, B_BACKED, B_NEXT = range(5)
 
-# The status of an outbox record.  IN_BLOCK: a handle; PIECE: which piece of how many, and its bytes.
-ANSWER, ANSWER_IN_BLOCK, ANSWER_PIECE, MEMBER_READY, MEMBER_BROKEN, MEMBER_LOG = range(6)
+# The status of an outbox record.  IN_BLOCK: a handle; PIECE: which piece of how many, and its bytes.  Those that begin with
+# ITEM answer items of a map: which ones, and then the same.
+(
+    ANSWER,
+    ANSWER_IN_BLOCK,
+    ANSWER_PIECE,
+    ITEMS,
+    ITEM,
+    ITEM_IN_BLOCK,
+    ITEM_PIECE,
+    MEMBER_READY,
+    MEMBER_BROKEN,
+    MEMBER_LOG,
+) = range(10)
 
 ATTEMPT_BITS = 16
 ATTEMPT_MASK = (1 << ATTEMPT_BITS) - 1
@@ -107,7 +131,13 @@ class RingLayout:
     @property
     def _member_bytes(self) -> int:
         slots = (self.capacity + self.spawn_capacity) * SLOT_BYTES
-        return 2 * DEQUE_HEADER_BYTES + slots + OUTBOX_HEADER_BYTES + self.outbox_bytes
+        outbox = OUTBOX_HEADER_BYTES + self.outbox_bytes
+        return 2 * DEQUE_HEADER_BYTES + slots + outbox + HAND_HEADER_BYTES + self.buffer_bytes
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Room for answers to items, which then go through the outbox as one record."""
+        return _round_up(self.outbox_bytes // 16, 64)
 
     @property
     def total_bytes(self) -> int:
@@ -124,3 +154,6 @@ class RingLayout:
 
     def outbox(self, index: int) -> int:
         return self.spawn(index) + DEQUE_HEADER_BYTES + self.spawn_capacity * SLOT_BYTES
+
+    def hand(self, index: int) -> int:
+        return self.outbox(index) + OUTBOX_HEADER_BYTES + self.outbox_bytes

@@ -61,13 +61,15 @@ class Facts:
 class Fate:
     """When the victim dies: before its access number `k` from its first claim on, or from its birth on.
 
-    With `always_at_start` every worker is a victim and dies right before it says that it has started a task.
+    With `always_at_start` every worker is a victim and dies right before it says that it has started a task.  With `thief`
+    the first claim that counts is that of items which another has.
     """
 
     facts: Facts
     k: int
     from_birth: bool = False
     always_at_start: bool = False
+    thief: bool = False
 
     def choose(self) -> bool:
         """Whether this process is the victim: the first that asks."""
@@ -112,9 +114,10 @@ class Mortal:
         os.kill(os.getpid(), signal.SIGKILL)
         signal.pause()
 
-    @staticmethod
-    def _claims_something(words: Any) -> bool:
+    def _claims_something(self, words: Any) -> bool:
         frame = sys._getframe(3)
+        if self.fate.thief:
+            return frame.f_code.co_name == "steal"
         if frame.f_code.co_name not in ("pop_head", "pop_tail"):
             return False
         deque = frame.f_locals["self"]
@@ -159,7 +162,8 @@ def bring_up(fate: Fate) -> None:
     arena: Any = ArenaWords(board.blocks.arenas[0]._words, mortal)
     worker._words = board.words = board.parking._words = ring
     board.blocks.arenas[0]._words = arena
-    for structure in (*board.lanes, *board.spawns, *board.outboxes):
+    worker._ranges._words = ring
+    for structure in (*board.lanes, *board.spawns, *board.outboxes, *board.hands):
         structure._words = ring
 
 

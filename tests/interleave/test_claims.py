@@ -135,7 +135,7 @@ class LetsGoFirst(RingWorker):
         self._words[self._row.claim] = 0
         body = outcome.encode_outcome(result)
         if isinstance(body, bytes) and len(body) <= self._largest_bytes:
-            self._send(word, ANSWER, body)
+            self.send(word, ANSWER, body)
         else:
             self._send_large(word, parts_of(body))
 

@@ -112,7 +112,7 @@ def test_a_recovery_that_wakes_nobody_is_found() -> None:
 class PassesNothingOn(RingWorker):
     """Leaves its rest without a look at what else there is."""
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
         pass
 
 

@@ -8,7 +8,7 @@ without a lock.  (``_post_and_clear`` is two: the woken member runs between them
     A      ParkingLot.announce                      L    TaskDeque.is_empty, one deque a step
     R      ParkingLot.retract                       Z    Semaphore.wait
     I      ParkingLot.is_idle after the wait        X    the task runs; it may end, or not
-    H J K  Worker._pass_on: anyone_idle, _hinted (one deque a step), ParkingLot.wake
+    H J K  Worker.pass_on: anyone_idle, _hinted (one deque a step), ParkingLot.wake
     push hint wake   Pump._fill: TaskDeque.push_tail, ParkingLot.anyone_idle, ParkingLot.wake
 
 Each worker has a lane.  A state is bad when every worker sleeps or runs a task, the client has nothing left to do, one

@@ -21,14 +21,14 @@ LAYERS = f"""
     errors optional residence
     task
     shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox
-    shm.parts shm.arena shm.blocks shm.board shm
+    shm.hands shm.parts shm.arena shm.blocks shm.board shm payloads
     classes inherited bindings arrays memmaps shared pickler diagnosis
     codec fingerprint heavy functions
-    portable outcome
+    portable outcome batches pages
     future
     command
-    hygiene environment policy stacks logs worker nursery
-    states ledger pump
+    hygiene environment policy stacks logs rangeloop worker nursery
+    states ledger mapjob pump
     stats
     supervisor attempts members broker
     mapping serial executor

@@ -41,6 +41,7 @@ def extents(shape: RingLayout) -> list[Extent]:
     }
     found = lock_and_words(0, layout.H_PARKING_LOCK, header, "header")
     mask_bytes = layout.MAX_ROWS // 8
+    found += lock_and_words(0, layout.H_SPLITTING_LOCK, {"dirty": layout.H_SPLITTING_DIRTY_W}, "splitting")
     found.append((layout.H_IDLE_MASK_W * WORD, mask_bytes, "idle mask"))
     found.append((layout.H_SPIN_MASK_W * WORD, mask_bytes, "spin mask"))
     row_words = (
@@ -68,6 +69,19 @@ def extents(shape: RingLayout) -> list[Extent]:
         base = shape.outbox(row)
         found += lock_and_words(base, 0, outbox_words, f"outbox {row}")
         found.append((base + layout.OUTBOX_HEADER_BYTES, shape.outbox_bytes, f"outbox {row} ring"))
+        base = shape.hand(row)
+        hand_words = (
+            layout.T_TASK_W,
+            layout.T_NEXT_W,
+            layout.T_END_W,
+            layout.T_SIZE_W,
+            layout.T_VICTIM_W,
+            layout.T_FIRST_W,
+            layout.T_BYTES_W,
+        )
+        found += [(base + word * WORD, WORD, f"hand {row} word {word}") for word in hand_words]
+        found.append((base + layout.T_PAYLOAD, layout.SLOT_PAYLOAD_BYTES, f"hand {row} payload"))
+        found.append((base + layout.HAND_HEADER_BYTES, shape.buffer_bytes, f"hand {row} buffer"))
     return found
 
 

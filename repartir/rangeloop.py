@@ -1,0 +1,313 @@
+"""How a member works on a range of a map's items; what it has in hand is in shared memory, see ``shm/hands.py``."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from itertools import starmap
+from typing import Any, Protocol
+
+from repartir import outcome
+from repartir.batches import COLUMNS, KINDS, PICKLED, PLAIN, batch_bytes, pickled, plain
+from repartir.codec import ATOMS, Part, join_parts, parts_of
+from repartir.pages import PagedItems
+from repartir.payloads import HEAD_BYTES, PIECE, RANGE, SPAN
+from repartir.shm.arena import UNSENT, Handle
+from repartir.shm.board import Board
+from repartir.shm.deque import Entry
+from repartir.shm.layout import FOLD, ITEM, ITEM_IN_BLOCK, ITEM_PIECE, ITEMS, SIZE_MASK, STAR, WHOLE
+
+SHARE_S = 250e-6
+"""About so long a member works on items that nobody can take from it any more."""
+_SOON_S, _LATE_S = 250e-6, 4e-3
+"""Answers wait so long at least and at most until they are sent, between them an eighth of the time since the range began."""
+_FOLD_S = 0.1
+"""A part of a fold is sent so often, for those who look at the progress."""
+_LEAST_COLUMN = 16
+"""With fewer values of one type in a row than this a column does not pay."""
+_ALL = 1 << 62
+
+
+class Host(Protocol):
+    """What the loop needs of its worker."""
+
+    is_copy: bool
+    """This process is a child that a task has forked, and nobody's worker."""
+
+    def function(self, payload: bytes) -> Callable[..., Any]: ...
+
+    def send(self, word: int, status: int, body: bytes) -> None: ...
+
+    def pass_on(self) -> None: ...
+
+    def goes_on(self) -> bool: ...
+
+
+class RangeLoop:
+    """Runs ranges for the member of row ``index``."""
+
+    def __init__(self, board: Board, index: int, host: Host, threshold: int, piece_bytes: int) -> None:
+        self._hand = board.hands[index]
+        self._words = board.words
+        self._data = board.segments[0].data
+        self._blocks = board.blocks
+        self._row = board.rows[index]
+        self._host = host
+        self._threshold = threshold
+        self._piece_bytes = piece_bytes
+        self._word = 0
+        self._whole: tuple[int, int] | None = None
+        """What is left of a range that stays whole: its items are all reserved."""
+        self._of_type: type | None = None
+        self._kind = PLAIN
+        self._column: memoryview | None = None
+        self._is_mixed = False
+        """The range's answers are of several types: no more columns."""
+        buffer = memoryview(self._data)[self._hand.buffer : self._hand.buffer + self._hand.buffer_bytes]
+        self._columns = {form: buffer.cast(form) for form in ("q", "d")}
+        self._column_room = self._hand.buffer_bytes // 8
+        self._folded: Any = None
+        self._is_folding = False
+        self._sent_at = 0.0
+
+    def run(self, entry: Entry, most: int) -> int:
+        """Work on a claimed range until nothing is left of it, or ``most`` items are done; how many were.
+
+        A range that stays whole is one task.
+        """
+        word, payload, flags = entry
+        hand, words = self._hand, self._words
+        words[self._row.started] = word
+        self._word = word
+        self._whole = self._of_type = None
+        self._kind, self._is_mixed = PLAIN, False
+        if words[hand.task_word] != word:
+            first, end = RANGE.unpack_from(payload, HEAD_BYTES)
+            hand.take(word, payload, flags, first, end)
+            if flags & WHOLE:
+                self._whole, most = (first, end), _ALL
+        if hand.has_rest():
+            self._host.pass_on()
+        try:
+            fn = self._host.function(payload)
+            items = PagedItems(self._blocks.peek(Handle.unpack(payload[HEAD_BYTES + RANGE.size :])))
+        except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
+            return self._answer_all(outcome.caught(exc))
+        done = self._work(fn, items, flags, most)
+        return 1 if flags & WHOLE else done
+
+    def _reserve(self, most: int) -> tuple[int, int] | None:
+        if self._whole is None:
+            return self._hand.reserve(most)
+        first, end = self._whole
+        last = min(first + most, end)
+        self._whole = last, end
+        return (first, last) if first < last else None
+
+    def _put_down(self) -> None:
+        self._words[self._row.started] = 0
+        self._hand.put_down()
+
+    def _work(self, fn: Callable[..., Any], items: PagedItems, flags: int, most: int) -> int:
+        clock, host = time.perf_counter, self._host
+        serve = self._fold if flags & FOLD else self._serve
+        began = self._sent_at = clock()
+        done, share, at = 0, 1, self._words[self._hand.first_word]
+        while done < most and host.goes_on():
+            reserved = self._reserve(min(share, most - done))
+            if reserved is None:
+                self._flush(at)
+                self._put_down()
+                return done
+            first, end = reserved
+            if items.cancelled():
+                self._drop(first)
+                return done
+            start = clock()
+            at, chunk = first, ()
+            while at < end:
+                try:
+                    chunk = items.take(at, end)
+                except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
+                    chunk_end = min(items.page_end(at), end)
+                    self._flush(at)
+                    self._answer_error(at, chunk_end - at, outcome.caught(exc))
+                    at = chunk_end
+                    continue
+                serve(fn, chunk, at, flags & STAR)
+                at += len(chunk)
+            del chunk
+            done += end - first
+            now = clock()
+            took = now - start
+            if took < SHARE_S / 2:
+                share *= 2
+            elif took > SHARE_S:
+                share = max(1, int(share * SHARE_S / took))
+            late = _FOLD_S if flags & FOLD else min(max((now - began) / 8, _SOON_S), _LATE_S)
+            if now - self._sent_at >= late:
+                self._flush(end)
+        self._flush(at)
+        return done
+
+    # ---- the items
+
+    def _serve(self, fn: Callable[..., Any], items: Sequence[Any], first: int, star: int) -> None:
+        """Call ``fn`` for each item; what it answers is in shared memory before the next item begins."""
+        words, word, host = self._words, self._hand.bytes_word, self._host
+        of_type, column, kind = self._of_type, self._column, self._kind
+        count, room = words[word] & SIZE_MASK, self._column_room
+        for index, item in enumerate(items, first):
+            try:
+                value = fn(*item) if star else fn(item)
+            except BaseException as exc:  # noqa: BLE001 - the item's own
+                if host.is_copy:
+                    os._exit(0)
+                self._flush(index)
+                self._answer_error(index, 1, _without_a_frame(exc))
+                count = 0
+                continue
+            if host.is_copy:
+                os._exit(0)
+            if type(value) is of_type and count < room:
+                try:
+                    if column is not None:
+                        column[count] = value
+                    count += 1
+                    words[word] = kind | count
+                    continue
+                except ValueError:
+                    pass  # an integer of more than 64 bits
+            self._answer_otherwise(index, value)
+            of_type, column, kind = self._of_type, self._column, self._kind
+            count = words[word] & SIZE_MASK
+
+    def _answer_otherwise(self, index: int, value: Any) -> None:
+        """An answer that does not go into the column at hand: begin another one, or pickle it."""
+        hand, words = self._hand, self._words
+        found = COLUMNS.get(type(value))
+        field = words[hand.bytes_word]
+        if found is not None and not self._is_mixed:
+            if found[0] != self._kind:
+                self._is_mixed = 0 < field & SIZE_MASK < _LEAST_COLUMN
+            elif field & SIZE_MASK < self._column_room:
+                self._is_mixed = True  # a large integer
+        if found is not None and not self._is_mixed:
+            self._flush(index)
+            self._kind, form = found
+            self._of_type, self._column = type(value), self._columns.get(form)
+            if self._column is not None:
+                self._column[0] = value
+            words[hand.bytes_word] = self._kind | 1
+            return
+        kind, self._of_type = PLAIN, None
+        encoded: Any = None
+        if type(value) in ATOMS:
+            body = plain(value)
+        else:
+            kind, encoded = PICKLED, outcome.encode_outcome(outcome.Value(value), self._threshold)
+            if type(encoded) is not bytes or encoded[:1] == outcome.ERROR_MARK:
+                self._flush(index)
+                return self._answer_item(index, 1, encoded)
+            body = pickled(encoded)
+        if kind != field & KINDS or (field & SIZE_MASK) + len(body) > hand.buffer_bytes:
+            self._flush(index)
+            field = 0
+            if len(body) > hand.buffer_bytes:
+                encoded = encoded or outcome.encode_outcome(outcome.Value(value), self._threshold)
+                return self._answer_item(index, 1, encoded)
+        at = field & SIZE_MASK
+        start = hand.buffer + at
+        self._data[start : start + len(body)] = body
+        self._kind = kind
+        words[hand.bytes_word] = kind | at + len(body)
+        return None
+
+    def _fold(self, call: Any, items: Sequence[Any], first: int, star: int) -> None:
+        """Fold what the function returns for these items into what is there of the range already."""
+        operator, (fn,) = call.func, call.args
+        try:
+            values = starmap(fn, items) if star else map(fn, items)
+            value = functools.reduce(operator, values)
+            if self._is_folding:
+                value = operator(self._folded, value)
+        except BaseException as exc:  # noqa: BLE001 - an item's own, or the operator's
+            if self._host.is_copy:
+                os._exit(0)
+            begins, self._is_folding = self._words[self._hand.first_word], False
+            return self._answer_error(begins, first + len(items) - begins, _without_a_frame(exc))
+        if self._host.is_copy:
+            os._exit(0)
+        self._folded, self._is_folding = value, True
+
+    # ---- the answers
+
+    def _flush(self, end: int) -> None:
+        """Send what is answered of the items before ``end``."""
+        hand, words = self._hand, self._words
+        first = words[hand.first_word]
+        self._sent_at = time.perf_counter()
+        if self._is_folding:
+            value, self._folded, self._is_folding = self._folded, None, False
+            body = outcome.encode_outcome(outcome.Value(value), self._threshold)
+            return self._answer_item(first, end - first, body)
+        _, field, batch = hand.answers(batch_bytes)
+        if field & SIZE_MASK:
+            self._host.send(self._word, ITEMS, SPAN.pack(first, field) + batch)
+            words[hand.bytes_word] = 0
+            words[hand.first_word] = end
+        return None
+
+    def _answer_error(self, first: int, count: int, error: outcome.Error) -> None:
+        body = outcome.encode_outcome(error, self._threshold)
+        error.forget()
+        self._answer_item(first, count, body)
+
+    def _answer_item(self, first: int, count: int, body: Any) -> None:
+        """Send one outcome for ``count`` items; nothing is in the buffer."""
+        span = SPAN.pack(first, count)
+        if type(body) is bytes and len(body) + SPAN.size <= self._piece_bytes:
+            self._host.send(self._word, ITEM, span + body)
+        else:
+            self._send_large(span, parts_of(body))
+        self._words[self._hand.first_word] = first + count
+
+    def _send_large(self, span: bytes, parts: list[Part]) -> None:
+        handle = self._blocks.store(parts, UNSENT | self._row.index)
+        if handle is not None:
+            return self._host.send(self._word, ITEM_IN_BLOCK, span + handle.pack())
+        whole = join_parts(parts)
+        size = self._piece_bytes - SPAN.size - PIECE.size
+        count = -(-len(whole) // size)
+        for nth in range(count):
+            piece = whole[nth * size : (nth + 1) * size]
+            self._host.send(self._word, ITEM_PIECE, span + PIECE.pack(nth, count) + piece)
+        return None
+
+    def _answer_all(self, error: outcome.Error) -> int:
+        """Nothing of this range can be run."""
+        done = 0
+        while reserved := self._reserve(_ALL):
+            self._answer_error(reserved[0], reserved[1] - reserved[0], outcome.Error(error.exception, error.traceback))
+            done += reserved[1] - reserved[0]
+        error.forget()
+        self._put_down()
+        return done
+
+    def _drop(self, first: int) -> None:
+        """Nobody wants the rest any more: say of which items so."""
+        self._flush(first)
+        end = first
+        while reserved := self._reserve(_ALL):
+            end = reserved[1]
+        end = max(end, self._words[self._hand.next_word])
+        self._host.send(self._word, ITEM, SPAN.pack(first, end - first))
+        self._words[self._hand.first_word] = end
+        self._put_down()
+
+
+def _without_a_frame(exc: BaseException) -> outcome.Error:
+    """The Error of an exception that was caught in this file: its traceback begins with the user's function."""
+    return outcome.caught(exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next))
