@@ -30,7 +30,7 @@ from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
 from repartir.members import Members
-from repartir.pump import Pump, TaskFuture, TaskRecord
+from repartir.pump import KEPT_S, Pump, TaskFuture, TaskRecord
 from repartir.shm.blocks import NOTHING
 from repartir.shm.board import Board, BoardClosed, ClientSleep, Kind
 from repartir.shm.segment import freed_listeners
@@ -465,6 +465,8 @@ class Broker:
         board, pump = self.board, self.pump
         if self.members.starting:
             timeout = _START_CHECK_S if timeout is None else min(timeout, _START_CHECK_S)
+        if pump.collect(time.monotonic()):
+            timeout = KEPT_S if timeout is None else min(timeout, KEPT_S)
         wait_ms = None if timeout is None else max(0.0, timeout * 1000)
         nap = self._choose_nap()
         board.set_client_sleep(ClientSleep.NAPS if nap else ClientSleep.PARKED)

@@ -241,8 +241,7 @@ class _TakesTasks(concurrent.futures.Executor):
             raise ValueError(
                 f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
             )
-        if reduce is not None and (buffersize is not None or chunksize is not None or return_exceptions):
-            raise ValueError("reduce does not go with chunksize, buffersize and return_exceptions")
+        mapping.check_reduce(reduce, chunksize, buffersize, return_exceptions=return_exceptions)
         until = mapping.deadline(timeout)
         broker = self._broker
         if broker.closing or broker.broken is not None:

@@ -97,13 +97,17 @@ class MapJob:
     # ---- for the pump
 
     def give(self, first: int, outcome: Outcome) -> None:
-        """An outcome has come.  May come again."""
-        if end_of_run(self._answered, first) == first:
+        """An outcome has come.  May come again, and what came before may come again with more."""
+        end = first + count_of(outcome)
+        known = end_of_run(self._answered, first)
+        if known < end:
+            if known > first and isinstance(outcome, list):
+                outcome, first = type(outcome)(outcome[known - first :]), known
             if not self.cancelled:
                 self._arrived.setdefault(first, outcome)
                 if not self._ordered:
                     self._ready.append(first)
-            self._answered = with_run(self._answered, first, first + count_of(outcome))
+            self._answered = with_run(self._answered, first, end)
         turn = self._turn
         if turn is not None and (not self._ordered or turn[0] == first):
             self._pump.wake(turn[1])

@@ -37,6 +37,22 @@ def check_arguments(chunksize: int | None, buffersize: int | None) -> None:
         raise ValueError("buffersize must be None or > 0")
 
 
+def check_reduce(
+    reduce: object, chunksize: int | None, buffersize: int | None, *, return_exceptions: bool
+) -> None:
+    """Raise ``ValueError`` for what makes no sense beside ``reduce``."""
+    if reduce is not None and (buffersize is not None or chunksize is not None or return_exceptions):
+        raise ValueError("reduce does not go with chunksize, buffersize and return_exceptions")
+
+
+def fold(operator: Callable[[Any, Any], Any], values: Iterable[Any]) -> Any:
+    """As ``functools.reduce``; ``TypeError`` without values."""
+    source = iter(values)
+    for first in source:
+        return functools.reduce(operator, source, first)
+    raise TypeError("map(reduce=...) of no items: there is nothing to fold")
+
+
 def failed(error: BaseException) -> Iterator[NoReturn]:
     """An iterator that raises ``error``."""
     raise error
@@ -216,23 +232,23 @@ def _with_errors(outcome: Any, *, return_exceptions: bool) -> Iterator[Any]:
         value = None
 
 
-def folded(job: MapJob, feed: Feed, fold: Callable[[Any, Any], Any], until: float | None) -> Any:
+def folded(job: MapJob, feed: Feed, operator: Callable[[Any, Any], Any], until: float | None) -> Any:
     """All outcomes folded, from the first item to the last.  Raises the first error, and ``TypeError`` without items."""
-    parts: list[Any] = []
-    interrupted, taken = False, 0
-    try:
+    interrupted = False
+
+    def parts() -> Iterator[Any]:
+        taken = 0
         while taken < feed.posted:
             _, outcome = job.take(taken, until)
             taken += count_of(outcome)
             if isinstance(outcome, Failed):
                 raise outcome.take()
-            values = [outcome.value] if isinstance(outcome, Folded) else outcome
-            parts = [functools.reduce(fold, values, *parts)]
+            yield from [outcome.value] if isinstance(outcome, Folded) else outcome
+
+    try:
+        return fold(operator, parts())
     except KeyboardInterrupt:
         interrupted = True
         raise
     finally:
         job.cancel(running=interrupted)
-    if not parts:
-        raise TypeError("map(reduce=...) of no items: there is nothing to fold")
-    return parts[0]

@@ -43,6 +43,7 @@ from repartir.shm.layout import (
     ITEM_IN_BLOCK,
     ITEMS,
     MEMBER_READY,
+    SIZE_MASK,
     SLOT_PAYLOAD_BYTES,
     TIMED,
 )
@@ -56,6 +57,8 @@ DEFER = 64
 _MOST_AT_ONCE = 256
 _PLACED_A_ROW = 2
 _SWEEP_BYTES = 16 << 20
+KEPT_S = 1.0
+"""What a member has kept for so long is looked at there."""
 CANCELLED = concurrent.futures.CancelledError()
 """Why a task's member is killed, where the user cancelled the task."""
 
@@ -151,6 +154,8 @@ class Pump:
             for row, outbox in zip(board.rows, board.outboxes, strict=True)
         ]
         """Where answers come from: row, outbox, and the words that tell of news."""
+        self._unsent: dict[int, tuple[tuple[int, int, int], float]] = {}
+        """By row, answers that a member keeps, and since when."""
         self._dead_bytes = 0
         self._on_news = on_news
         self._ids = itertools.count(1)
@@ -619,6 +624,32 @@ class Pump:
             meta, *buffers = split_parts(whole)
             self._hear_item(record, first, count, outcome.decode_outcome(meta, buffers))
             self.pieces.pop((at, word), None)
+
+    def collect(self, now: float) -> bool:
+        """Whether members keep answers that they have not sent; those that they have kept for long are heard here.
+
+        A member sends answers before it begins an item only if the items before took long.  One that then takes long holds up
+        those before it, which have been in its hand, unchanged, for so long that all can see them.
+        """
+        keeps, words = False, self.board.words
+        for hand in self.board.hands:
+            field = words[hand.bytes_word]
+            if not field & SIZE_MASK:
+                continue
+            keeps, seen = True, self._unsent.get(hand.index)
+            kept = words[hand.claim], words[hand.first_word], field
+            if seen is None or seen[0] != kept:
+                self._unsent[hand.index] = kept, now
+            elif now - seen[1] >= KEPT_S and self.mutex.acquire(blocking=False):
+                try:
+                    record = self.ledger.records.get(kept[0] >> ATTEMPT_BITS)
+                    first, field, batch = hand.answers(batches.batch_bytes)
+                    if record is not None and (words[hand.claim], first, field) == kept:
+                        self.hear_batch(record, first, field, batch)
+                        self._unsent[hand.index] = kept, float("inf")
+                finally:
+                    self.mutex.release()
+        return keeps
 
     def hear_batch(self, record: TaskRecord, first: int, mark: int, batch: bytes) -> None:
         """The values of many items, from ``first`` on."""

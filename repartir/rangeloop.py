@@ -21,12 +21,14 @@ from repartir.shm.layout import FOLD, ITEM, ITEM_IN_BLOCK, ITEM_PIECE, ITEMS, SI
 
 SHARE_S = 250e-6
 """About so long a member works on items that nobody can take from it any more."""
-_SOON_S, _LATE_S = 250e-6, 4e-3
-"""Answers wait so long at least and at most until they are sent, between them an eighth of the time since the range began."""
+_SOON_S, _LATE_S = 100e-6, 1e-3
+"""Answers wait so long at least and at most until they are sent, between them an eighth of the time since the range began;
+those of items that take long not at all."""
 _FOLD_S = 0.1
 """A part of a fold is sent so often, for those who look at the progress."""
 _LEAST_COLUMN = 16
 """With fewer values of one type in a row than this a column does not pay."""
+_COLUMN_BITS = 63
 _ALL = 1 << 62
 
 
@@ -141,13 +143,16 @@ class RangeLoop:
             del chunk
             done += end - first
             now = clock()
-            took = now - start
+            took, is_alone = now - start, end - first == 1
             if took < SHARE_S / 2:
                 share *= 2
             elif took > SHARE_S:
                 share = max(1, int(share * SHARE_S / took))
-            late = _FOLD_S if flags & FOLD else min(max((now - began) / 8, _SOON_S), _LATE_S)
-            if now - self._sent_at >= late:
+            if flags & FOLD:
+                is_due = now - self._sent_at >= _FOLD_S
+            else:
+                is_due = is_alone or now - self._sent_at >= min(max((now - began) / 8, _SOON_S), _LATE_S)
+            if is_due:
                 self._flush(end)
         self._flush(at)
         return done
@@ -189,11 +194,10 @@ class RangeLoop:
         hand, words = self._hand, self._words
         found = COLUMNS.get(type(value))
         field = words[hand.bytes_word]
-        if found is not None and not self._is_mixed:
-            if found[0] != self._kind:
-                self._is_mixed = 0 < field & SIZE_MASK < _LEAST_COLUMN
-            elif field & SIZE_MASK < self._column_room:
-                self._is_mixed = True  # a large integer
+        if found is not None and found[0] != self._kind:
+            self._is_mixed = self._is_mixed or 0 < field & SIZE_MASK < _LEAST_COLUMN
+        if type(value) is int and value.bit_length() > _COLUMN_BITS:
+            self._is_mixed = True
         if found is not None and not self._is_mixed:
             self._flush(index)
             self._kind, form = found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import functools
 import itertools
 import random
 import time
@@ -80,18 +81,34 @@ class SerialExecutor(concurrent.futures.Executor):
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
-    ) -> Iterator[T]:
+        return_exceptions: bool = False,
+        reduce: Callable[[T, T], T] | None = None,
+    ) -> Any:
         """Results of ``fn`` over the items in order, each computed when it is asked for.
 
         The items are taken at the call; with ``buffersize`` only so many chunks, and then one item for each result.
         """
         self._check_open()
         mapping.check_arguments(chunksize, buffersize)
+        mapping.check_reduce(reduce, chunksize, buffersize, return_exceptions=return_exceptions)
         until = mapping.deadline(timeout)
         # A generator, since an exhausted zip would take more of its longer iterables when asked again.
         items = (args for args in zip(*iterables, strict=False))
         ahead = None if buffersize is None else buffersize * (chunksize or 1)
-        return self._each(fn, deque(itertools.islice(items, ahead)), items, until)
+        results = self._each(
+            fn, deque(itertools.islice(items, ahead)), items, until, return_exceptions=return_exceptions
+        )
+        return results if reduce is None else mapping.fold(reduce, results)
+
+    def map_unordered(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
+        """As `map`: nothing comes out of order."""
+        return self.map(fn, *iterables, **options)  # type: ignore[no-any-return]
+
+    def starmap(
+        self, fn: Callable[..., T], iterable: Iterable[Iterable[Any]], **options: Any
+    ) -> Iterator[T]:
+        """As `map`, over tuples of arguments."""
+        return self.map(functools.partial(_apply, fn), iterable, **options)  # type: ignore[no-any-return]
 
     def options(self, **options: Any) -> SerialExecutor:
         """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped."""
@@ -144,14 +161,27 @@ class SerialExecutor(concurrent.futures.Executor):
         taken: deque[tuple[Any, ...]],
         items: Iterator[tuple[Any, ...]],
         until: float | None,
+        *,
+        return_exceptions: bool,
     ) -> Iterator[T]:
         while taken:
             if until is not None and time.monotonic() > until:
                 raise TimeoutError
-            value = self._call(fn, taken.popleft(), {})
+            try:
+                value: Any = self._call(fn, taken.popleft(), {})
+            except KeyboardInterrupt:
+                raise
+            except BaseException as exc:
+                if not return_exceptions:
+                    raise
+                value = exc
             taken.extend(itertools.islice(items, 1))
             yield value
             del value
+
+
+def _apply(fn: Callable[..., T], args: Iterable[Any]) -> T:
+    return fn(*args)
 
 
 def call(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
