@@ -252,9 +252,12 @@ class _TakesTasks(concurrent.futures.Executor):
         engine = mapping.Engine(
             broker.pump, broker, self._functions.inherited, self._threshold, self._max_workers
         )
+        call: Callable[..., Any] = fn
         fold = reduce is not None and not self._policy.one_by_one
+        if reduce is not None and fold:
+            call = functools.partial(reduce, fn)
         try:
-            ref = self._functions.encode(functools.partial(reduce, fn) if fold else fn)  # type: ignore[arg-type]
+            ref = self._functions.encode(call)
         except TaskNotSerializable as exc:
             if reduce is not None:
                 raise

@@ -59,7 +59,9 @@ def without(spans: Runs, first: int, end: int) -> Runs:
     """What is left of the spans without the items from ``first`` to ``end``."""
     left = []
     for begins, ends in spans:
-        left += [(low, high) for low, high in ((begins, min(ends, first)), (max(begins, end), ends)) if low < high]
+        left += [
+            (low, high) for low, high in ((begins, min(ends, first)), (max(begins, end), ends)) if low < high
+        ]
     return tuple(left)
 
 

@@ -81,7 +81,15 @@ class Feed:
     """
 
     def __init__(
-        self, engine: Engine, job: MapJob, fn: Any, ref: FunctionRef, policy: Policy, *, star: bool, fold: bool = False
+        self,
+        engine: Engine,
+        job: MapJob,
+        fn: Any,
+        ref: FunctionRef,
+        policy: Policy,
+        *,
+        star: bool,
+        fold: bool = False,
     ) -> None:
         self.posted = 0
         self._engine = engine
@@ -132,7 +140,7 @@ class Feed:
                 self._post_one(item)
         return self._source is not None
 
-    def _post_one(self, item: Any, encoded: Encoded | None = None) -> None:
+    def _post_one(self, item: Any, encoded: bytes | Encoded | None = None) -> None:
         """An item that is a task of its own."""
         pump, at = self._engine.pump, self.posted
         future: Future[Any] = Future(self._engine.driver, pump.new_task_id())

@@ -684,7 +684,9 @@ class Pump:
             job.give(base + first, Failed(cancelled(), end - first))
             return
         future: TaskFuture = Future(job.driver, self.new_task_id())
-        payload = record.payload[:HEAD_BYTES] + RANGE.pack(first, end) + record.payload[HEAD_BYTES + RANGE.size :]
+        payload = (
+            record.payload[:HEAD_BYTES] + RANGE.pack(first, end) + record.payload[HEAD_BYTES + RANGE.size :]
+        )
         rest: TaskRecord = Record(future.task_id, future, payload, record.flags, record.keep, record.name)
         rest.block, rest.base, rest.job, rest.unbegun = record.block, base, job, unbegun
         rest.spans = ((base + first, base + end),)

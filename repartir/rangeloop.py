@@ -64,11 +64,11 @@ class RangeLoop:
         """What is left of a range that stays whole: its items are all reserved."""
         self._of_type: type | None = None
         self._kind = PLAIN
-        self._column: memoryview | None = None
+        self._column: Any = None
         self._is_mixed = False
         """The range's answers are of several types: no more columns."""
         buffer = memoryview(self._data)[self._hand.buffer : self._hand.buffer + self._hand.buffer_bytes]
-        self._columns = {form: buffer.cast(form) for form in ("q", "d")}
+        self._columns: dict[str | None, Any] = {"q": buffer.cast("q"), "d": buffer.cast("d")}
         self._column_room = self._hand.buffer_bytes // 8
         self._folded: Any = None
         self._is_folding = False
@@ -128,7 +128,8 @@ class RangeLoop:
                 self._drop(first)
                 return done
             start = clock()
-            at, chunk = first, ()
+            at = first
+            chunk: Sequence[Any] = ()
             while at < end:
                 try:
                     chunk = items.take(at, end)
@@ -294,7 +295,9 @@ class RangeLoop:
         """Nothing of this range can be run."""
         done = 0
         while reserved := self._reserve(_ALL):
-            self._answer_error(reserved[0], reserved[1] - reserved[0], outcome.Error(error.exception, error.traceback))
+            self._answer_error(
+                reserved[0], reserved[1] - reserved[0], outcome.Error(error.exception, error.traceback)
+            )
             done += reserved[1] - reserved[0]
         error.forget()
         self._put_down()

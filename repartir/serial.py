@@ -104,9 +104,7 @@ class SerialExecutor(concurrent.futures.Executor):
         """As `map`: nothing comes out of order."""
         return self.map(fn, *iterables, **options)  # type: ignore[no-any-return]
 
-    def starmap(
-        self, fn: Callable[..., T], iterable: Iterable[Iterable[Any]], **options: Any
-    ) -> Iterator[T]:
+    def starmap(self, fn: Callable[..., T], iterable: Iterable[Iterable[Any]], **options: Any) -> Iterator[T]:
         """As `map`, over tuples of arguments."""
         return self.map(functools.partial(_apply, fn), iterable, **options)  # type: ignore[no-any-return]
 

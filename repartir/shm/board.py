@@ -242,7 +242,13 @@ class Board:
     def _locks(self) -> list[Lock]:
         deques = [deque.lock for deque in (*self.lanes, *self.spawns)]
         arenas = [arena.lock for arena in self.blocks.arenas]
-        return [self._parking_lock, self._splitting_lock, *arenas, *deques, *(outbox.lock for outbox in self.outboxes)]
+        return [
+            self._parking_lock,
+            self._splitting_lock,
+            *arenas,
+            *deques,
+            *(outbox.lock for outbox in self.outboxes),
+        ]
 
     def _format(self) -> None:
         for lock in self._locks():

@@ -50,7 +50,9 @@ TIMED = 1 << 60  # the member notes when the call begins
 AGAIN = 1 << 59  # the arguments may be needed for another attempt: the task gets copies
 RANGE = 1 << 58  # items of a map: a member may leave the rest of them to others
 STAR = 1 << 57  # each item is a tuple of arguments
-FOLD = 1 << 56  # the function is a partial of an operator and a function: the operator folds what that returns
+FOLD = (
+    1 << 56
+)  # the function is a partial of an operator and a function: the operator folds what that returns
 WHOLE = 1 << 55  # the items stay together
 SIZE_MASK = (1 << 32) - 1
 

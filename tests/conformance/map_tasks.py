@@ -65,7 +65,7 @@ def pair(n: int) -> tuple[int, dict[str, float]]:
     return n, {"half": n / 2}
 
 
-def any(n: int) -> Any:
+def whatever(n: int) -> Any:
     kinds: tuple[Any, ...] = (nothing, integer, integer, real, text, flag, data, pair, huge)
     return kinds[n % len(kinds)](n)
 

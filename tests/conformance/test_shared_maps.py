@@ -49,7 +49,9 @@ class TestOutcomes:
         assert "rangeloop" not in text
 
     @workers
-    @pytest.mark.parametrize("options", [{}, {"chunksize": 7}, {"buffersize": 3}, {"buffersize": 2, "chunksize": 4}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"chunksize": 7}, {"buffersize": 3}, {"buffersize": 2, "chunksize": 4}]
+    )
     def test_a_death_costs_the_item_that_ran(self, own: Any, options: dict[str, int]) -> None:
         results = list(own.map(tasks.dies_at, range(60), [17] * 60, return_exceptions=True, **options))
         assert type(results[17]) is WorkerDied
@@ -59,7 +61,9 @@ class TestOutcomes:
     @workers
     def test_deaths_of_many(self, own: Any) -> None:
         results = list(own.map(tasks.every_tenth_dies, range(100), return_exceptions=True))
-        assert [n for n, result in enumerate(results) if type(result) is WorkerDied] == list(range(0, 100, 10))
+        assert [n for n, result in enumerate(results) if type(result) is WorkerDied] == list(
+            range(0, 100, 10)
+        )
         assert [result for n, result in enumerate(results) if n % 10] == [n for n in range(100) if n % 10]
 
     @workers
@@ -79,7 +83,9 @@ class TestOutcomes:
     @workers
     def test_retries_are_an_items_own(self, own: Any, tmp_path: Path) -> None:
         again = own.options(retries=3, backoff=0)
-        assert list(again.map(functools.partial(tasks.second_time, str(tmp_path)), range(20))) == list(range(20))
+        assert list(again.map(functools.partial(tasks.second_time, str(tmp_path)), range(20))) == list(
+            range(20)
+        )
 
     @ours
     def test_base_exceptions(self, ex: Any) -> None:
@@ -92,7 +98,9 @@ class TestValues:
 
     @ours
     @pytest.mark.parametrize("count", [1, 5, 700, 5000])
-    @pytest.mark.parametrize("name", ["nothing", "integer", "huge", "real", "text", "flag", "data", "pair", "any"])
+    @pytest.mark.parametrize(
+        "name", ["nothing", "integer", "huge", "real", "text", "flag", "data", "pair", "whatever"]
+    )
     def test_come_as_they_are(self, ex: Any, name: str, count: int) -> None:
         value = getattr(tasks, name)
         results = list(ex.map(value, range(count)))
@@ -196,7 +204,9 @@ class TestReduce:
     @ours
     @pytest.mark.parametrize("count", [1, 2, 10, 3000])
     def test_folds_all(self, ex: Any, count: int) -> None:
-        assert ex.map(tasks.integer, range(count), reduce=operator.add) == sum(map(tasks.integer, range(count)))
+        assert ex.map(tasks.integer, range(count), reduce=operator.add) == sum(
+            map(tasks.integer, range(count))
+        )
 
     @ours
     def test_in_the_order_of_items(self, ex: Any) -> None:
@@ -226,7 +236,7 @@ class TestReduce:
         with pytest.raises(ValueError, match="1"):
             ex.map(tasks.odd_fails, range(10), reduce=operator.add)
         with pytest.raises(TypeError):
-            ex.map(tasks.any, range(10), reduce=operator.add)
+            ex.map(tasks.whatever, range(10), reduce=operator.add)
 
     @workers
     def test_a_death(self, own: Any) -> None:
@@ -351,7 +361,7 @@ class TestEnds:
         results = own.map(tasks.ring_and_sleep, range(20), [bell.bell] * 20)
         bell.hear()
         bell.hear()
-        pids = [child for child in repartir_children(own)]
+        pids = repartir_children(own)
         signal.signal(signal.SIGALRM, interrupt)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.1)

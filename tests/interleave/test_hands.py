@@ -32,7 +32,12 @@ class Table:
         ]
         lock.repair = functools.partial(hands.repair, self.hands)
         for hand in self.hands:
-            names = {hand.task_word: "task", hand.next_word: "next", hand.end_word: "end", hand.claim: "claim"}
+            names = {
+                hand.task_word: "task",
+                hand.next_word: "next",
+                hand.end_word: "end",
+                hand.claim: "claim",
+            }
             segment.words.names.update({word: f"{name} of {hand.index}" for word, name in names.items()})
         self.ran: list[int] = []
         self.begun: dict[int, int] = {}
