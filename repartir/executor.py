@@ -255,7 +255,7 @@ class _TakesTasks(concurrent.futures.Executor):
         call: Callable[..., Any] = fn
         fold = reduce is not None and not self._policy.one_by_one
         if reduce is not None and fold:
-            call = functools.partial(reduce, fn)
+            call = functools.partial(reduce, fn)  # type: ignore[arg-type]  # for `rangeloop`, which takes it apart
         try:
             ref = self._functions.encode(call)
         except TaskNotSerializable as exc:

@@ -628,8 +628,8 @@ class Pump:
     def collect(self, now: float) -> bool:
         """Whether members keep answers that they have not sent; those that they have kept for long are heard here.
 
-        A member sends answers before it begins an item only if the items before took long.  One that then takes long holds up
-        those before it, which have been in its hand, unchanged, for so long that all can see them.
+        A member sends answers before it begins an item only if the items before took long.  One that then takes long
+        holds up those before it, which have been in its hand, unchanged, for so long that all can see them.
         """
         keeps, words = False, self.board.words
         for hand in self.board.hands:

@@ -206,7 +206,7 @@ class RangeLoop:
             if self._column is not None:
                 self._column[0] = value
             words[hand.bytes_word] = self._kind | 1
-            return
+            return None
         kind, self._of_type = PLAIN, None
         encoded: Any = None
         if type(value) in ATOMS:

@@ -364,8 +364,11 @@ class Worker:
                 gc.collect()  # a function and its globals refer to each other
 
     def pass_on(self) -> None:
-        """Wake another member if there is more to do.  A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever
-        leaves its rest with a task wakes the next for what is left."""
+        """Wake another member if there is more to do.
+
+        A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever leaves its
+        rest with a task wakes the next for what is left.
+        """
         if self._board.parking.anyone_idle() and self._hinted():
             self._board.parking.wake()
 

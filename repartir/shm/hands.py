@@ -2,8 +2,8 @@
 
 A member works on one range of items at a time.  It reserves a few from the front, runs them without any lock, reserves the
 next.  A thief takes the later half of what is not reserved, into a hand of its own, so that it can be robbed in its turn
-(lazy splitting: Tzannes et al. 2010).  ``next``, ``end`` and ``task`` of all hands change under one lock, the splitting lock;
-each change is committed by one store, the last of its section.
+(lazy splitting: Tzannes et al. 2010).  ``next``, ``end`` and ``task`` of all hands change under one lock, the splitting
+lock; each change is committed by one store, the last of its section.
 
 Answers are appended to the hand's buffer and committed by one store of ``bytes``, by the member alone: who buries it reads
 them, so a death costs no answer.  The argument is in ``README.md`` beside this file.
