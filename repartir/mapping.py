@@ -96,6 +96,7 @@ class Feed:
         self._job = job
         self._fn = fn
         self._ref = ref
+        self._held = ref.hold()
         self._policy = policy
         self._star = star
         self._flags = STAR * star | FOLD * fold
