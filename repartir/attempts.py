@@ -17,7 +17,7 @@ from collections.abc import Callable
 from repartir.diagnosis import describe
 from repartir.environment import oom_kills
 from repartir.errors import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
-from repartir.ledger import MAX_REPOSTS, Failure
+from repartir.ledger import Failure
 from repartir.policy import MEMORY_LOOK_S
 from repartir.pump import CANCELLED, Pump, TaskRecord
 from repartir.residence import own_bytes
@@ -303,7 +303,7 @@ def _died(record: TaskRecord, code: int, *, out_of_memory: bool) -> WorkerDied:
 def _never_begun(record: TaskRecord, code: int) -> WorkerDied:
     return _death(
         PoisonTask,
-        f"{MAX_REPOSTS + 1} workers in a row died before they could begin task {record.title!r} "
+        f"{record.reposts + 1} workers died before they could begin task {record.title!r} "
         f"(last: {describe_exit(code)})",
         record,
         code,

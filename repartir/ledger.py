@@ -31,8 +31,8 @@ class Record(Generic[F]):
 
     ``word`` is id and attempt as shared memory has them, ``payload`` and ``flags`` are what the slot carries; ``keep``
     holds what must live as long as the task (the function's reference); ``block`` is the arena block of its
-    arguments, if it has one.  ``failures`` are the attempts that began and failed, ``stopped`` is the error for which its
-    worker is being killed.
+    arguments, if it has one.  ``failures`` are the attempts that began and failed, ``reposts`` counts the workers that died
+    of themselves before they began it, ``stopped`` is the error for which its worker is being killed.
     """
 
     __slots__ = (
@@ -47,6 +47,7 @@ class Record(Generic[F]):
         "payload",
         "policy",
         "position",
+        "reposts",
         "state",
         "stopped",
         "task_id",
@@ -77,17 +78,13 @@ class Record(Generic[F]):
         self.state = TaskState.PENDING
         self.policy = policy
         self.failures: tuple[Failure, ...] = ()
+        self.reposts = 0
         self.stopped: BaseException | None = None
 
     @property
     def title(self) -> str:
         """What messages call the task."""
         return self.policy.name or getattr(self.name, "__qualname__", None) or repr(self.name)
-
-    @property
-    def reposts(self) -> int:
-        """How often a worker died before it began the task."""
-        return self.attempt - 1 - len(self.failures)
 
     def is_poison(self) -> bool:
         """Whether a worker that dies in it now is as many as it may kill, where it may be run again."""
@@ -168,11 +165,13 @@ class Ledger(Generic[F]):
             record.state = TRANSITIONS.get((state, event)) or after(state, event)
         self.records.pop(record.task_id, None)
 
-    def member_died(self, claims: Iterable[int], started: int) -> list[Action[F]]:
+    def member_died(
+        self, claims: Iterable[int], started: int, *, expected: bool = False
+    ) -> list[Action[F]]:
         """A member died with these claims; ``started`` is the newest task that it had begun to decode.
 
-        A task that was claimed and not begun goes back, at most ``MAX_REPOSTS`` times; what becomes of one that was begun
-        depends on the error, see `Record.may_retry`.
+        A task that was claimed and not begun goes back: at most ``MAX_REPOSTS`` times, unless the death was ``expected``,
+        which says nothing of the task.  What becomes of one that was begun depends on the error, see `Record.may_retry`.
         """
         actions: list[Action[F]] = []
         for word in claims:
@@ -181,14 +180,15 @@ class Ledger(Generic[F]):
                 continue
             if word == started:
                 actions.append(Died(record, begun=True))
-            elif record.reposts >= MAX_REPOSTS:
+            elif record.attempt >= ATTEMPT_MASK or (record.reposts >= MAX_REPOSTS and not expected):
                 actions.append(Died(record, begun=False))
             else:
                 actions.append(Repost(record))
         return actions
 
-    def repost(self, record: Record[F]) -> None:
-        """The next attempt of a task."""
+    def repost(self, record: Record[F], *, lost: bool = False) -> None:
+        """The next attempt of a task; ``lost``: a worker died of itself before it began this one."""
+        record.reposts += lost
         record.state = after(record.state, TaskEvent.REPOST)
         record.attempt += 1
         record.word = task_word(record.task_id, record.attempt)

@@ -136,9 +136,10 @@ class Members:
         board, pump = self._board, self._pump
         row = board.rows[at]
         claim, started = board.words[row.claim], board.words[row.started]
-        for action in pump.ledger.member_died([claim], started):
+        expected = self._is_expected(at)
+        for action in pump.ledger.member_died([claim], started, expected=expected):
             if isinstance(action, Repost):
-                pump.repost(action.record)
+                pump.repost(action.record, lost=not expected)
             else:
                 self._attempts.died(action.record, exit_code, begun=action.begun)
         if claim and not pump.has_view_of(claim):
@@ -146,10 +147,13 @@ class Members:
         board.blocks.free_owned(KEPT | at)
         pump.bury_orphans(at)
 
-    def _count_exit(self, at: int, exit_code: int) -> None:
+    def _is_expected(self, at: int) -> bool:
+        """Whether the member of this row ended of its own will or was killed for a task."""
         row, words = self._board.rows[at], self._board.words
-        expected = words[row.state] == MemberState.RETIRED or words[row.condemned]
-        if not (expected or self.retiring):
+        return words[row.state] == MemberState.RETIRED or bool(words[row.condemned])
+
+    def _count_exit(self, at: int, exit_code: int) -> None:
+        if not (self._is_expected(at) or self.retiring):
             self.lost += 1
             if not self._ready[at]:
                 self._early_deaths[at] += 1

@@ -596,13 +596,13 @@ class Pump:
 
     # ---- on demand
 
-    def repost(self, record: TaskRecord) -> None:
-        """The member of a task that had not begun died: the task is next.  Under ``mutex``."""
+    def repost(self, record: TaskRecord, *, lost: bool = True) -> None:
+        """The member of a task that had not begun died, ``lost`` or told to end: the task is next.  Under ``mutex``."""
         for waiting in list(self.inbox):
             # What an interrupted attempt left: the position may soon be another task's, and then looks committed.
             if waiting.lane >= 0 and self.board.lanes[waiting.lane].tail <= waiting.position:
                 waiting.lane = waiting.position = -1
-        self.ledger.repost(record)
+        self.ledger.repost(record, lost=lost)
         self.inbox.appendleft(record)
 
     def take_back(self, future: TaskFuture) -> bool:

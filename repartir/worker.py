@@ -137,7 +137,7 @@ class Worker:
         left = self._settings.max_tasks or -1
         growth = self._settings.max_rss_growth
         largest = None if growth is None else baseline + growth
-        while left:
+        while left and not self._words[self._row.condemned]:
             entry = self.find_work() or self._rest()
             if entry is None or self._words[self._row.condemned]:
                 break  # a claim that was not begun is given to another

@@ -13,12 +13,14 @@ from repartir.codec import encode_call
 from repartir.errors import PoisonTask, TaskTimeout, WorkerDied
 from repartir.functions import FunctionTable
 from repartir.future import Future
-from repartir.ledger import Died
+from repartir.ledger import MAX_REPOSTS, Died
+from repartir.members import Members
 from repartir.policy import Policy
 from repartir.pump import Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board
 from repartir.stacks import StackFile
+from repartir.supervisor import MemberExited
 
 
 class Always(random.Random):
@@ -35,7 +37,7 @@ class Nursery:
         self.acts: list[tuple[str, int]] = []
 
     def __getattr__(self, act: str) -> Any:
-        return lambda row: self.acts.append((act, row))
+        return lambda row=-1: self.acts.append((act, row))
 
 
 class Bench:
@@ -223,3 +225,21 @@ def test_the_next_look_is_when_the_first_limit_is_due(bench: Bench) -> None:
     bench.passes(2.0)
     bench.passes(2.0)
     assert bench.pump.next_look == pytest.approx(bench.now + 1.0)
+
+
+@pytest.mark.parametrize("condemned", [True, False])
+def test_only_a_death_of_its_own_counts_against_a_task_that_had_not_begun(
+    bench: Bench, condemned: bool
+) -> None:
+    """Not that of a member which answered after it was condemned, and then had claimed this task."""
+    members = Members(bench.pump, bench.nursery, bench.attempts, lambda error: None)  # type: ignore[arg-type]
+    future = bench.submit()
+    for _ in range(MAX_REPOSTS + 1):
+        assert bench.claims()
+        row, words = bench.board.rows[0], bench.board.words
+        words[row.started] = 0
+        words[row.condemned] = 77 << 16 | 1 if condemned else 0
+        members._member_exited(MemberExited(0, 1, 0))
+        bench.pump.pump()
+    assert isinstance(future._exception, PoisonTask) == (not condemned)
+    assert bench.claims() == condemned

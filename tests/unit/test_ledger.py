@@ -171,14 +171,29 @@ class TestMemberDied:
         for attempt in range(1, MAX_REPOSTS + 1):
             assert record.attempt == attempt
             assert ledger.member_died([record.word], NOTHING) == [Repost(record)]
-            ledger.repost(record)
+            ledger.repost(record, lost=True)
             ledger.enter(record)
         assert ledger.member_died([record.word], NOTHING) == [Died(record, begun=False)]
+
+    def test_a_death_that_was_meant_for_another_task_says_nothing_of_this_one(self) -> None:
+        ledger, record = entered()
+        for _ in range(3 * MAX_REPOSTS):
+            assert ledger.member_died([record.word], NOTHING, expected=True) == [Repost(record)]
+            ledger.repost(record)
+            ledger.enter(record)
+        assert record.reposts == 0
+        assert ledger.member_died([record.word], NOTHING) == [Repost(record)]
+
+    def test_attempts_end_with_the_bits_for_them(self) -> None:
+        """One more would be the word of another task."""
+        ledger, record = entered()
+        record.attempt, record.word = ATTEMPT_MASK, task_word(record.task_id, ATTEMPT_MASK)
+        assert ledger.member_died([record.word], NOTHING, expected=True) == [Died(record, begun=False)]
 
     def test_begun_at_the_last_attempt_it_is_no_poison(self) -> None:
         ledger, record = entered()
         for _ in range(MAX_REPOSTS):
-            ledger.repost(record)
+            ledger.repost(record, lost=True)
             ledger.enter(record)
         assert ledger.member_died([record.word], record.word) == [Died(record, begun=True)]
 
@@ -288,7 +303,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for action in actions:
             task = self.model[action.record.task_id]
             if isinstance(action, Repost):
-                self.ledger.repost(action.record)
+                self.ledger.repost(action.record, lost=True)
                 task.attempt += 1
             else:
                 self.settle(task, TaskEvent.FAIL)

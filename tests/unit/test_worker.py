@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from repartir import worker as worker_module
-from repartir.shm.board import Board, Kind
+from repartir.shm.board import Board, Kind, MemberState
 from repartir.shm.deque import Entry
 from repartir.shm.layout import MEMBER_BROKEN
 from repartir.shm.outbox import records
@@ -41,6 +41,20 @@ def post(board: Board, at: int, entry: Entry) -> None:
     board.lanes[at].push_tail([entry])
     if board.parking.anyone_idle():
         board.parking.wake(1, at)
+
+
+def test_a_condemned_member_leaves_the_next_task_to_others(
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answered before it was killed."""
+    monkeypatch.setattr(worker_module, "_current", None)
+    worker = make(0)
+    post(board, 0, FIRST)
+    board.words[board.rows[0].condemned] = SECOND[0]
+    worker.run()
+    assert board.words[board.rows[0].claim] == 0
+    assert board.lanes[0].size_hint() == 1
+    assert board.words[board.rows[0].state] == MemberState.RETIRED
 
 
 def woken(board: Board, row: int) -> bool:
