@@ -165,9 +165,7 @@ class Ledger(Generic[F]):
             record.state = TRANSITIONS.get((state, event)) or after(state, event)
         self.records.pop(record.task_id, None)
 
-    def member_died(
-        self, claims: Iterable[int], started: int, *, expected: bool = False
-    ) -> list[Action[F]]:
+    def member_died(self, claims: Iterable[int], started: int, *, expected: bool = False) -> list[Action[F]]:
         """A member died with these claims; ``started`` is the newest task that it had begun to decode.
 
         A task that was claimed and not begun goes back: at most ``MAX_REPOSTS`` times, unless the death was ``expected``,

@@ -23,7 +23,13 @@ from typing import NoReturn
 
 from repartir import optional
 from repartir.codec import decode, encode_value, parts_of, raw
-from repartir.hygiene import die_with_parent, leave, leave_parent_behind, reseed
+from repartir.hygiene import (
+    die_with_parent,
+    leave,
+    leave_ctrl_c_to_client,
+    leave_parent_behind,
+    reseed,
+)
 from repartir.shm.board import Board, MemberState
 from repartir.stacks import SIGNAL
 from repartir.worker import MemberSettings, Worker
@@ -173,6 +179,7 @@ class Nursery:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            leave_ctrl_c_to_client()
             die_with_parent(self._pid)
             for fd in (self._wake_r, self._wake_w, self._life_w, self._client_fd):
                 if fd >= 0:

@@ -20,6 +20,7 @@ from repartir import optional, outcome, stacks
 from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
+from repartir.hygiene import take_ctrl_c
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
 from repartir.residence import limit_address_space, own_bytes
@@ -372,7 +373,8 @@ class Worker:
         self._has_forked = True
 
     def after_fork(self) -> None:
-        """In that child: what it writes stays its own."""
+        """In that child: what it writes stays its own, and Ctrl-C ends it."""
+        take_ctrl_c()
         self._board.blocks.make_private()
 
     def _initialize(self) -> bool:
