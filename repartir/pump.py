@@ -616,7 +616,7 @@ class Pump:
             record = self.ledger.records.get(future.task_id)
             if record is None:
                 return future.mark_cancelled()  # who would post it forgets it instead
-            if record.state is TaskState.PENDING:
+            if record.state is TaskState.PENDING or self._has_failed(record):
                 self.retry_cancelled = True
                 self._on_news()
                 return future.mark_cancelled()
@@ -649,7 +649,9 @@ class Pump:
                 self.doubtful.popleft()
 
     def stop(self, future: TaskFuture, kill: Callable[[int], None]) -> bool:
-        """Cancel the task of ``future`` while a member runs it, which ``kill`` ends; False if none does."""
+        """Cancel the task of ``future`` while a member runs it, which ``kill`` ends; or when it has just failed and might be
+        tried again.  False if it is neither.
+        """
         mutex, board = self.mutex, self.board
         if mutex._is_owned():  # type: ignore[attr-defined]
             return False
@@ -668,7 +670,12 @@ class Pump:
                         self.orphans.setdefault(row.index, []).append(record.block)
                         record.block = None
                     return self.withdrawn(record)
-        return False
+            self._drain()
+            return self._has_failed(record) and future.mark_cancelled()
+
+    def _has_failed(self, record: TaskRecord) -> bool:
+        """Whether the broker's thread is about to decide on another attempt.  Under ``mutex``."""
+        return any(failed is record and word == record.word for failed, word, _ in list(self.failed))
 
     def bury_orphans(self, at: int) -> None:
         """The member of this row is dead: nobody uses the arguments of tasks that it was killed for."""

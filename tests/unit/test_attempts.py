@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from repartir import outcome
 from repartir.attempts import Attempts
 from repartir.codec import encode_call
 from repartir.errors import PoisonTask, TaskTimeout, WorkerDied
@@ -19,6 +20,7 @@ from repartir.policy import Policy
 from repartir.pump import Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board
+from repartir.shm.layout import ANSWER
 from repartir.stacks import StackFile
 from repartir.supervisor import MemberExited
 
@@ -154,6 +156,36 @@ def test_cancelled_while_it_waits_for_another_attempt(bench: Bench) -> None:
     assert not bench.pump.ledger.records
     bench.passes(2.0)
     assert not bench.claims()
+
+
+def test_cancelled_before_it_is_known_whether_there_is_another_attempt(bench: Bench) -> None:
+    future = bench.submit(retries=1, backoff=1.0)
+    assert bench.claims()
+    record = bench.record(future)
+    bench.pump.failed.append((record, record.word, ValueError()))
+    assert bench.pump.take_back(future)
+    bench.attempts.look()
+    assert future._state == "CANCELLED"
+    assert not bench.pump.ledger.records
+    bench.passes(2.0)
+    assert not bench.claims()
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_stopped_while_its_answer_is_on_the_way(bench: Bench, retries: int) -> None:
+    """A failure that may be followed by another attempt is no end yet."""
+    future = bench.submit(retries=retries, timeout=60.0)
+    assert bench.claims()
+    row, record = bench.board.rows[0], bench.record(future)
+    body = outcome.encode_outcome(outcome.caught(ValueError()))
+    assert isinstance(body, bytes)
+    assert bench.board.outboxes[0].put(record.word, ANSWER, body)
+    bench.board.words[row.claim] = 0
+    assert not bench.pump.take_back(future)
+    assert bench.pump.stop(future, bench.nursery.kill) == bool(retries)
+    bench.attempts.look()
+    assert not bench.pump.ledger.records
+    assert bench.nursery.acts == []
 
 
 def test_a_time_out_asks_for_the_stack_and_kills(bench: Bench) -> None:
