@@ -90,5 +90,5 @@ def results(
         interrupted = True
         raise
     finally:
-        for future in pending:
+        for future in reversed(pending):  # else who takes the place of a worker that is killed begins the next one
             future.cancel(running=interrupted)
