@@ -47,6 +47,7 @@ NAP_MS = (1, 4)
 NAP_ANSWERS = (16, 64)
 """A nap that brought fewer answers makes the next one longer, one that brought more makes it shorter."""
 _START_CHECK_S = 1.0
+_LEFT_CHECK_S = 1.0  # a backstop
 _STACK_S = 0.5
 """How long a member may take to write its stacks."""
 TRIM_AFTER_S = 5.0
@@ -114,6 +115,8 @@ class Broker:
         self._room_timeout = room_timeout
         self._rows = rows
         self._made = Bell()
+        self._gone = False
+        self._went = Bell()
         self._failure: BaseException | None = None
         self._begun = False
         self._trim_at: float | None = None
@@ -280,8 +283,20 @@ class Broker:
         self._hand_over()
         self._poke()
 
+    def join(self) -> None:
+        """Return when the broker's thread has done all it does.  May be repeated after an interruption.
+
+        ``Thread.join`` may not: interrupted, it takes the thread for one that has ended (CPython up to 3.12).
+        """
+        while not self._gone and self.thread.ident != threading.get_ident():
+            self._went.wait(_LEFT_CHECK_S)
+            if self._gone:
+                self._went.set()  # for others that wait
+        self.thread.join()
+
     def disown(self) -> None:
         """In a forked child: nothing of this broker works here."""
+        self._gone = True
         if self._ended:
             return  # its descriptors are others' by now
         self._ended = True
@@ -501,6 +516,13 @@ class Broker:
     # ---- the broker's thread
 
     def _live(self) -> None:
+        try:
+            self._make_and_run()
+        finally:
+            self._gone = True
+            self._went.set()
+
+    def _make_and_run(self) -> None:
         try:
             with contextlib.ExitStack() as undo:
                 self._make(undo)

@@ -356,7 +356,7 @@ class Executor(_TakesTasks):
         self._shut = True
         self._broker.close(cancel=cancel_futures)
         if wait:
-            self._broker.thread.join()
+            self._broker.join()
 
     def terminate_workers(self) -> None:
         """End all workers by SIGTERM; the executor is of no use afterwards."""
@@ -369,7 +369,12 @@ class Executor(_TakesTasks):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit):
             self.kill_workers()
-        self.shutdown()
+        try:
+            self.shutdown()
+        except (KeyboardInterrupt, SystemExit):
+            self.kill_workers()
+            self.shutdown()
+            raise
 
     def _stop(self, *, terminate: bool) -> None:
         self._shut = True
@@ -426,7 +431,7 @@ def _at_interpreter_exit() -> None:
             broker.abort()
         else:
             broker.close(cancel=False)
-        broker.thread.join()
+        broker.join()
 
 
 def _forget_parents_executors() -> None:

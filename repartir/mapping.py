@@ -90,5 +90,7 @@ def results(
         interrupted = True
         raise
     finally:
-        for future in reversed(pending):  # else who takes the place of a worker that is killed begins the next one
+        for future in reversed(
+            pending
+        ):  # else who takes the place of a worker that is killed begins the next one
             future.cancel(running=interrupted)

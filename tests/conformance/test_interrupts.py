@@ -308,6 +308,36 @@ if __name__ == "__main__":
 """
 
 
+LEAVING = """
+import psutil, sys
+from tests.conformance import option_tasks
+from tests.conformance.sync import Bell
+def ring():
+    Bell(sys.argv[1]).ring()
+    option_tasks.sleep_long()
+if __name__ == "__main__":
+    try:
+        with make(2) as ex:
+            futures = [ex.submit(ring) for _ in range(6)]
+    except KeyboardInterrupt:
+        print(len(psutil.Process().children()), [future.cancelled() for future in futures])
+"""
+
+
+@workers
+def test_ctrl_c_while_the_program_leaves_with(kind: Kind, tmp_path: Path, bell: BellKeeper) -> None:
+    """It waits for its tasks there."""
+    with started(tmp_path, kind, LEAVING, bell.bell.path) as process:
+        bell.hear(), bell.hear()
+        family = descendants(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        seconds, stdout, stderr = end_of(process)
+    assert seconds < ENDS_WITHIN_S + LOADED_MACHINE_S
+    assert (process.returncode, stdout, stderr) == (0, f"0 {[False] * 2 + [True] * 4}\n", "")
+    assert survivors(family, 0.5) == []
+    assert len(bell.hear_all()) == 0
+
+
 @workers
 @pytest.mark.parametrize("source", [TWICE, WITH_ASYNCIO], ids=["shutdown", "asyncio"])
 def test_a_second_ctrl_c_ends_at_once(
