@@ -104,9 +104,9 @@ def encode_outcome(outcome: Value | Error, threshold: int = OUT_OF_BAND_BYTES) -
     """
     if isinstance(outcome, Value):
         value = outcome.value
-        if type(value) in ATOMS:
-            return pickle.dumps(value, PROTOCOL)
         try:
+            if type(value) in ATOMS:
+                return pickle.dumps(value, PROTOCOL)
             return encode_result(value, threshold)
         except BaseException as exception:  # noqa: BLE001
             outcome = caught(exception)

@@ -175,14 +175,14 @@ class Worker:
         result = self._call(payload, flags)
         if os.getpid() != self._pid:
             os._exit(0)
-        if flags & TIMED:
-            words[row.began] = 0
-        self.answer(word, result)
+        self.answer(word, result, timed=flags & TIMED)
         words[row.runs] += 1
 
-    def answer(self, word: int, result: outcome.Value | outcome.Error) -> None:
-        """Publish a task's outcome, then let go of the claim."""
+    def answer(self, word: int, result: outcome.Value | outcome.Error, *, timed: int = 0) -> None:
+        """Publish a task's outcome, then let go of the claim.  Encoding it is part of a ``timed`` task."""
         body = outcome.encode_outcome(result, self._settings.out_of_band)
+        if timed:
+            self._words[self._row.began] = 0
         result.forget()  # the caller still has it; its arrays may lie in the block of the arguments
         if type(body) is bytes and len(body) <= self._largest_bytes:
             self._close_arguments()

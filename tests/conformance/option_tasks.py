@@ -171,6 +171,18 @@ def add_handler(path: Path) -> None:
     logging.getLogger().addHandler(logging.FileHandler(path))
 
 
+class HangsPickling:
+    def __reduce__(self) -> Any:
+        sleep_long()
+        raise AssertionError
+
+
+class TakesMemoryPickling:
+    def __reduce__(self) -> Any:
+        take_memory_and_sleep(300 << 20)
+        raise AssertionError
+
+
 def take_memory(size: int) -> int:
     return len(bytearray(size))
 

@@ -18,7 +18,13 @@ import numpy as np
 import pytest
 
 from repartir import Executor as Executor_
-from repartir import MemoryLimitExceeded, PoisonTask, SerialExecutor, TaskTimeout, WorkerDied
+from repartir import (
+    MemoryLimitExceeded,
+    PoisonTask,
+    SerialExecutor,
+    TaskTimeout,
+    WorkerDied,
+)
 from repartir.shm.board import MemberState
 
 from . import option_tasks as tasks
@@ -60,6 +66,12 @@ class TestTimeOut:
         assert f"in {hang.__name__}" in error.stack
         assert error.stack in str(error)
         assert "in run_one" not in error.stack
+
+    @workers
+    def test_holds_while_the_result_is_pickled(self, own: Any) -> None:
+        error = own.options(timeout=0.2).submit(tasks.HangsPickling).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert "in __reduce__" in error.stack
 
     @workers
     def test_costs_no_other_task(self, own: Any, tmp_path: Path) -> None:
@@ -352,6 +364,11 @@ class TestMemory:
         assert own.stats().lost == 0
 
     @workers
+    def test_also_while_its_result_is_pickled(self, own: Any) -> None:
+        limited = own.options(memory_limit="200MiB")
+        assert isinstance(limited.submit(tasks.TakesMemoryPickling).exception(LIMIT_S), MemoryLimitExceeded)
+
+    @workers
     def test_what_stays_below_is_not(self, own: Any) -> None:
         limited = own.options(memory_limit="1GiB", timeout=0.7)
         error = limited.submit(tasks.take_memory_and_sleep, 100 * MIB).exception(LIMIT_S)
@@ -388,6 +405,7 @@ class TestMemory:
         pid = executor.submit(os.getpid).result(LIMIT_S)
         assert isinstance(executor.submit(tasks.take_memory, 9000 * MIB).exception(LIMIT_S), MemoryError)
         assert executor.submit(tasks.take_memory, 200 * MIB).result(LIMIT_S) == 200 * MIB
+        assert isinstance(executor.submit(bytes, 5000 * MIB).exception(LIMIT_S), MemoryError)
         assert executor.submit(tasks.total, np.ones(1_000_000)).result(LIMIT_S) == 1_000_000
         assert executor.submit(os.getpid).result(LIMIT_S) == pid
 
