@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from repartir import logs
 from repartir.diagnosis import describe
 from repartir.environment import oom_kills
 from repartir.errors import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
@@ -31,7 +32,6 @@ _STACK_S = 0.1
 _LEAST_LOOK_S = 0.001
 _WARNED = 10_000
 """So many attempts that were warned of are remembered, lest they be warned of again."""
-_log = logging.getLogger("repartir")
 
 
 class _Overdue:
@@ -127,16 +127,22 @@ class Attempts:
         return self._oom_kills > before
 
     def _ended(self, record: TaskRecord, error: BaseException, *, died: bool) -> None:
-        """An attempt ended with this error: another one, or the end of the task."""
+        """An attempt ended with this error: another one, or the end of the task.
+
+        Code of the user's runs here, of the exception and of the options: what it raises ends this task only.
+        """
+        try:
+            self._decide(record, error, died=died)
+        except BaseException as exc:  # noqa: BLE001
+            self._pump.settle(record, None, exc, TaskEvent.FAIL)
+
+    def _decide(self, record: TaskRecord, error: BaseException, *, died: bool) -> None:
         pump = self._pump
         if record.future.done():
             return pump.forget(record, TaskEvent.CANCEL)
         if record.may_retry(error, died=died):
             record.failures = (*record.failures, Failure(error, died))
-            try:
-                delay = record.policy.delay(len(record.failures), self._rng)
-            except Exception as exc:  # noqa: BLE001 - of the user's back-off function
-                return pump.settle(record, None, exc, TaskEvent.FAIL)
+            delay = record.policy.delay(len(record.failures), self._rng)
             pump.ledger.repost(record)
             heapq.heappush(self._later, (self._clock() + delay, next(self._order), record))
             return None
@@ -211,7 +217,13 @@ class Attempts:
         if policy.warn_after is not None and record.word not in self._warned:
             if elapsed >= policy.warn_after:
                 self._warned[record.word] = None
-                _log.warning("task %r has been running for %.3g s in worker %d", record.title, elapsed, pid)
+                logs.tell(
+                    logging.WARNING,
+                    "task %r has been running for %.3g s in worker %d",
+                    record.title,
+                    elapsed,
+                    pid,
+                )
                 while len(self._warned) > _WARNED:
                     del self._warned[next(iter(self._warned))]
             else:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from repartir import stacks
+from repartir import logs, stacks
 from repartir.attempts import Attempts
 from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
@@ -58,7 +58,6 @@ WORTH_TRIMMING = 8 << 20
 """With fewer bytes in large free blocks nobody is woken for them."""
 HANDLER_CHECK_S = 0.001
 """How often a wait inside a signal handler looks for its answer."""
-_log = logging.getLogger("repartir")
 
 
 class Bell:
@@ -651,7 +650,7 @@ class Broker:
             try:
                 future.settle_fully(value, error)
             except BaseException:  # noqa: BLE001 - of a callback: sys.exit() there ends no thread of ours
-                _log.exception("a callback of %r raised", future)
+                logs.tell(logging.ERROR, "a callback of %r raised", future, exc_info=True)
             due.popleft()
 
     def _finish_if_due(self) -> bool:

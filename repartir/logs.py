@@ -147,6 +147,17 @@ def _cut(value: Any, most: int, note: str = "") -> Any:
     return encoded[:most].decode(errors="ignore") + note
 
 
+_log = logging.getLogger("repartir")
+
+
+def tell(level: int, message: str, *args: object, exc_info: bool = False) -> None:
+    """Log in a thread of ours, whatever the program's handlers and filters raise: that is printed."""
+    try:
+        _log.log(level, message, *args, exc_info=exc_info)
+    except BaseException:  # noqa: BLE001 - `sys.exit()` there ends no thread of ours
+        traceback.print_exc()
+
+
 _registry: dict[Any, Any] = {}
 
 

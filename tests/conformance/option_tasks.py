@@ -171,6 +171,37 @@ def add_handler(path: Path) -> None:
     logging.getLogger().addHandler(logging.FileHandler(path))
 
 
+class BadNotesError(Exception):
+    """With notes to which none can be added."""
+
+    __notes__ = 5  # type: ignore[assignment]
+
+
+class ReadOnlyNotesError(Exception):
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        return []
+
+
+class _Undecided(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        raise RuntimeError("cannot tell")
+
+
+class UndecidedError(Exception, metaclass=_Undecided):
+    pass
+
+
+class Untold:
+    """A callable without a name."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    def __call__(self) -> None:
+        sleep_long()
+
+
 class HangsPickling:
     def __reduce__(self) -> Any:
         sleep_long()

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import io
+import logging
 import operator
 import os
 import signal
@@ -259,6 +260,24 @@ class TestRetries:
         assert ex.submit(pow, 2, 3).result(LIMIT_S) == 8
 
     @workers
+    @pytest.mark.parametrize("error", [tasks.BadNotesError, tasks.ReadOnlyNotesError])
+    def test_an_error_that_takes_no_notes_costs_its_task_only(
+        self, ex: Any, tmp_path: Path, error: type[Exception]
+    ) -> None:
+        again = ex.options(retries=1, backoff=0)
+        assert again.submit(tasks.fails_first, tmp_path / "calls", 9, error).exception(LIMIT_S) is not None
+        assert again.submit(pow, 2, 3).result(LIMIT_S) == 8
+
+    @ours
+    def test_a_class_that_cannot_tell_its_instances_costs_its_task_only(
+        self, ex: Any, tmp_path: Path
+    ) -> None:
+        again = ex.options(retries=1, backoff=0, retry_on=tasks.UndecidedError)
+        with pytest.raises(RuntimeError, match="cannot tell"):
+            again.submit(tasks.fails_first, tmp_path / "calls", 9).result(LIMIT_S)
+        assert again.submit(pow, 2, 3).result(LIMIT_S) == 8
+
+    @workers
     def test_a_cancel_during_the_back_off(self, own: Any, tmp_path: Path) -> None:
         calls = tmp_path / "calls"
         future = own.options(retries=2, backoff=0.5).submit(tasks.fails_first, calls, 9)
@@ -431,6 +450,26 @@ class TestWatching:
         told = [record.getMessage() for record in caplog.records]
         assert len(told) == 1
         assert told[0].startswith("task 'fit' has been running for 0.1")
+
+    @workers
+    def test_a_filter_that_raises_ends_nothing(self, own: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        def broken(record: logging.LogRecord) -> bool:
+            raise RuntimeError("bad filter")
+
+        logger = logging.getLogger("repartir")
+        logger.addFilter(broken)
+        try:
+            assert own.options(warn_after=0.05).submit(time.sleep, 0.2).result(LIMIT_S) is None
+            assert own.submit(pow, 2, 3).result(LIMIT_S) == 8
+        finally:
+            logger.removeFilter(broken)
+        assert capsys.readouterr().err.count("RuntimeError: bad filter") == 1
+
+    @workers
+    def test_a_callable_without_a_name_can_be_stopped(self, own: Any) -> None:
+        error = own.options(timeout=0.05).submit(tasks.Untold()).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert "Untold" in str(error)
 
     @workers
     def test_stacks_of_all(self, own: Any, tmp_path: Path) -> None:
