@@ -240,10 +240,13 @@ class Broker:
 
     def dump_stacks(self, write: Callable[[str], object]) -> None:
         """Tell ``write`` the Python stacks of this process and of each member."""
-        write(f"client, process {os.getpid()}:\n{stacks.of_this_process()}\n")
+        write(stacks.told_of_client())
         for row in range(self._rows):
             with contextlib.suppress(BoardClosed):
                 words, places = self.board.words, self.board.rows[row]
+                if not words[places.pid]:
+                    write(f"\nworker {row}: it has no process now\n")
+                    continue
                 record = self.pump.ledger.claimant(words[places.claim])
                 task = "without a task" if record is None else f"at task {record.title!r}"
                 told = self._stacks.of_member(functools.partial(self._supervisor.dump, row), _STACK_S)

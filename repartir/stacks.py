@@ -84,3 +84,8 @@ def of_this_process() -> str:
         f"Thread {names.get(ident, ident)} (most recent call last):\n{''.join(traceback.format_stack(frame)).rstrip()}"
         for ident, frame in sys._current_frames().items()
     )
+
+
+def told_of_client() -> str:
+    """The same, with which process it is."""
+    return f"client, process {os.getpid()}:\n{of_this_process()}\n"
