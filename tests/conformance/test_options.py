@@ -30,7 +30,7 @@ from repartir.shm.board import MemberState
 
 from . import option_tasks as tasks
 from .conftest import Make
-from .kinds import ours, workers
+from .kinds import only_fork, ours, workers
 from .sync import LIMIT_S
 
 pytestmark = pytest.mark.any_start
@@ -486,6 +486,27 @@ class TestWatching:
         assert "in sleep_long" in busy
         assert future.cancel(running=True)
 
+    def test_stacks_of_the_serial_executor(self) -> None:
+        text = io.StringIO()
+        SerialExecutor().dump_stacks(text)
+        assert text.getvalue().startswith(f"client, process {os.getpid()}:")
+        assert "in test_stacks_of_the_serial_executor" in text.getvalue()
+
+    @workers
+    def test_stacks_while_workers_end_wait_for_none_that_has(self, own: Any) -> None:
+        assert own.submit(pow, 2, 3).result(LIMIT_S) == 8
+        words, rows = own._broker.board.words, own._broker.board.rows
+        pids = [words[row.pid] for row in rows]
+        for row in rows:
+            words[row.pid] = 0  # as after its exit
+        text, began = io.StringIO(), time.monotonic()
+        own.dump_stacks(text)
+        took = time.monotonic() - began
+        for row, pid in zip(rows, pids, strict=True):
+            words[row.pid] = pid
+        assert text.getvalue().count("it has no process now") == 2
+        assert took < 0.4
+
     @workers
     def test_the_nurserys_death_while_stacks_are_asked_for(self, own: Any) -> None:
         """Of a worker that is stopped, so it does not answer: nothing waits for it."""
@@ -545,8 +566,22 @@ class TestOptions:
         }
         with SerialExecutor(**{**keywords, "max_workers": 2, "memory_limit": "1GiB"}) as executor:
             assert executor.submit(pow, 2, 3).result() == 8
-        with pytest.raises(TypeError, match="speed"):
+        with pytest.raises(TypeError, match=r"^SerialExecutor\(\) got an unexpected .*'speed'"):
             SerialExecutor(speed=3)
+        with pytest.raises(TypeError, match=r"^SerialExecutor\.options\(\) got an unexpected .*'speed'"):
+            SerialExecutor().options(speed=3)
+
+    def test_the_serial_executor_never_retries_after_ctrl_c(self) -> None:
+        calls: list[int] = []
+
+        def interrupted() -> None:
+            calls.append(1)
+            raise KeyboardInterrupt
+
+        again = SerialExecutor(retries=3, retry_on=BaseException, backoff=0)
+        with pytest.raises(KeyboardInterrupt):
+            again.submit(interrupted)
+        assert calls == [1]
 
     @workers
     def test_show_in_repr(self, ex: Any) -> None:
@@ -571,9 +606,14 @@ class TestOptions:
             ({"timeout": float("nan")}, ValueError),
             ({"timeout": "1"}, TypeError),
             ({"timeout": True}, TypeError),
+            ({"timeout": 10**400}, ValueError),
             ({"grace": -1}, ValueError),
             ({"retries": -1}, ValueError),
             ({"retries": 1.5}, TypeError),
+            ({"retries": True}, TypeError),
+            ({"retries": 65_535}, ValueError),
+            ({"idempotent": "no"}, TypeError),
+            ({"idempotent": 1}, TypeError),
             ({"retry_on": 3}, TypeError),
             ({"retry_on": (ValueError, "x")}, TypeError),
             ({"backoff": -1}, ValueError),
@@ -591,6 +631,31 @@ class TestOptions:
             ex.options(**bad)
 
     @workers
-    def test_a_chunk_size_does_not_go_with_a_time_out(self, ex: Any) -> None:
-        with pytest.raises(ValueError, match="chunksize"):
-            ex.options(timeout=3).map(abs, [1, 2], chunksize=2)
+    @pytest.mark.parametrize(
+        "option", [{"timeout": 3}, {"memory_limit": "1GiB"}, {"retries": 1}, {"idempotent": True}]
+    )
+    def test_a_chunk_size_does_not_go_with_some(self, ex: Any, option: dict[str, Any]) -> None:
+        (name,) = option
+        with pytest.raises(ValueError, match=f"^with {name} each item .* chunksize must be None or 1, not 2"):
+            ex.options(**option).map(abs, [1, 2], chunksize=2)
+        assert list(ex.options(**option).map(abs, [-1], chunksize=1)) == [1]
+
+    @only_fork
+    def test_numbers_of_numpy_are_numbers(self, make: Make) -> None:
+        executor: Any = make(
+            np.int64(1),  # type: ignore[arg-type]
+            max_tasks_per_child=np.int64(100),
+            shm_limit=np.int64(64 * MIB),
+            retries=np.int64(1),
+            poison_limit=np.uint8(2),
+            memory_limit=np.int64(1 << 32),
+            timeout=np.float32(30),
+            warn_after=np.int16(30),
+        )
+        assert "1 workers" in repr(executor)
+        assert list(executor.map(abs, [-1, 2], buffersize=np.int64(2))) == [1, 2]
+        assert list(
+            executor.options(retries=0, timeout=None, memory_limit=None, warn_after=None).map(
+                abs, [-1, 2], chunksize=np.int64(2)
+            )
+        ) == [1, 2]

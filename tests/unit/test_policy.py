@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
-from repartir.policy import LONGEST_BACKOFF_S, NO_POLICY, UNSET, Policy
+from repartir.policy import LONGEST_BACKOFF_S, MOST_RETRIES, NO_POLICY, UNSET, Policy
 
 
 class Always(random.Random):
@@ -72,3 +73,14 @@ def test_who_must_be_looked_after() -> None:
     assert Policy(timeout=3.0).one_by_one
     assert Policy(idempotent=True).one_by_one
     assert not Policy(name="fit").one_by_one
+
+
+def test_so_many_retries_as_there_are_attempts() -> None:
+    assert Policy(retries=MOST_RETRIES).retries == MOST_RETRIES == 65_534
+    with pytest.raises(ValueError, match="retries must be at most 65534"):
+        Policy(retries=MOST_RETRIES + 1)
+
+
+def test_integers_of_any_kind_are_taken_as_such() -> None:
+    policy = Policy(retries=np.int64(2), poison_limit=np.int8(1), memory_limit=np.uint64(5))  # type: ignore[arg-type]
+    assert [type(value) for value in (policy.retries, policy.poison_limit, policy.memory_limit)] == [int] * 3
