@@ -289,12 +289,11 @@ class Pump:
             raise
 
     def pump_surely(self) -> None:
-        """The same, after whoever pumps now.  For the broker's thread."""
+        """The same, after whoever pumps now; at the end members are still heard.  For the broker's thread."""
         with self.mutex:
-            if self.ended:
-                return
-            self._flush()
-            if self._drain():
+            if not self.ended:
+                self._flush()
+            if self._drain() and not self.ended:
                 self._flush()
 
     # ---- tasks to deques

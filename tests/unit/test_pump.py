@@ -14,6 +14,7 @@ from repartir.future import Future
 from repartir.pump import Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board
+from repartir.shm.layout import MEMBER_LOG
 
 
 class SignalError(Exception):
@@ -109,6 +110,15 @@ def test_an_ended_pump_hands_each_task_an_error_of_its_own(pump: Pump) -> None:
     errors = [error for _, _, error in pump.due]
     assert errors[0] is not errors[1]
     assert not pump.ledger.records
+
+
+def test_members_are_heard_when_no_task_can_come_any_more(pump: Pump) -> None:
+    """What they log at their exit: who watches is woken by it, again and again until it is taken."""
+    pump.ended = True
+    assert pump.board.outboxes[1].put(0, MEMBER_LOG, b"bye")
+    pump.pump_surely()
+    assert list(pump.said) == [(1, MEMBER_LOG, b"bye")]
+    assert not pump.has_news_for_sure()
 
 
 @pytest.mark.parametrize("where", ["inbox", "placed"])
