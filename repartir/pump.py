@@ -666,6 +666,7 @@ class Pump:
                     if type(record.block) is Handle:
                         self.orphans.setdefault(row.index, []).append(record.block)
                         record.block = None
+                        self.placed.discard(record.task_id)
                     return self.withdrawn(record)
         return False
 
@@ -673,6 +674,8 @@ class Pump:
         """The member of this row is dead: nobody uses the arguments of tasks that it was killed for."""
         for handle in self.orphans.pop(at, ()):
             self.board.blocks.free(handle)
+        if self.room:
+            self._tell_of_room()
 
     def withdrawn(self, record: TaskRecord) -> bool:
         """Nobody will run the task (any more): forget it.  Under ``mutex``."""

@@ -121,6 +121,25 @@ def test_members_are_heard_when_no_task_can_come_any_more(pump: Pump) -> None:
     assert not pump.has_news_for_sure()
 
 
+def test_a_stopped_task_holds_up_no_submit(pump: Pump) -> None:
+    """Its arguments wait for its member's end, which tells those that wait for room."""
+    future = submit(pump, b"x" * 100_000)
+    row = pump.board.rows[0]
+    entry = next(entry for lane in pump.board.lanes if (entry := lane.pop_head(row.claim)))
+    assert pump.placed == {future.task_id}
+    killed: list[int] = []
+    assert pump.stop(future, killed.append)
+    assert killed == [0]
+    assert not pump.placed
+    room: Future[Any] = Future()
+    pump.room.append(room)
+    assert pump.board.words[row.claim] == entry[0]
+    with pump.mutex:
+        pump.bury_orphans(0)
+    assert room.done()
+    assert pump.board.blocks.usage()[0].arguments == (0, 0)
+
+
 @pytest.mark.parametrize("where", ["inbox", "placed"])
 def test_an_interrupted_submit_leaves_no_block(
     pump: Pump, monkeypatch: pytest.MonkeyPatch, where: str
