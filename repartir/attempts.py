@@ -150,12 +150,16 @@ class Attempts:
         return pump.settle(record, None, error, TaskEvent.FAIL)
 
     def _forget_cancelled(self) -> None:
+        """Each is looked at once: what is cancelled meanwhile is forgotten the next time."""
+        still = []
         with self._pump.mutex:
-            for _, _, record in self._later:
-                if record.future.done():
-                    self._pump.forget(record, TaskEvent.CANCEL)
-        self._later = [later for later in self._later if not later[2].future.done()]
-        heapq.heapify(self._later)
+            for later in self._later:
+                if later[2].future.done():
+                    self._pump.forget(later[2], TaskEvent.CANCEL)
+                else:
+                    still.append(later)
+        heapq.heapify(still)
+        self._later = still
 
     def _post_due(self) -> float:
         """Post tasks whose back-off is over; seconds until the next."""

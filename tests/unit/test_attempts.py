@@ -19,6 +19,7 @@ from repartir.pump import Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board
 from repartir.stacks import StackFile
+from repartir.states import TaskEvent
 
 
 class Always(random.Random):
@@ -152,6 +153,27 @@ def test_cancelled_while_it_waits_for_another_attempt(bench: Bench) -> None:
     assert not bench.pump.ledger.records
     bench.passes(2.0)
     assert not bench.claims()
+
+
+def test_cancelled_while_others_are_being_forgotten(bench: Bench) -> None:
+    """Right after it was looked at: it is forgotten with the next look."""
+    first, second = bench.submit(retries=1, backoff=1.0), bench.submit(retries=1, backoff=2.0)
+    for at, future in enumerate((first, second)):
+        assert bench.claims(at)
+        bench.fails(future, ValueError())
+    assert bench.pump.take_back(second)
+    forget = bench.pump.forget
+
+    def forget_and_cancel(record: TaskRecord, event: TaskEvent) -> None:
+        forget(record, event)
+        assert first.mark_cancelled()
+        bench.pump.retry_cancelled = True
+
+    bench.pump.forget = forget_and_cancel  # type: ignore[method-assign]
+    bench.attempts.look()
+    bench.pump.forget = forget  # type: ignore[method-assign]
+    bench.attempts.look()
+    assert not bench.pump.ledger.records
 
 
 def test_a_time_out_asks_for_the_stack_and_kills(bench: Bench) -> None:
