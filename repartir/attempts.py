@@ -5,14 +5,14 @@ All of it in the broker's thread, which no signal handler interrupts.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import logging
 import random
 import signal
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from repartir.diagnosis import describe
 from repartir.environment import oom_kills
@@ -35,16 +35,16 @@ _log = logging.getLogger("repartir")
 
 
 class _Overdue:
-    """A task over its limit, until its member is told to end."""
+    """A task over its limit, whose member is asked for its stacks before it is told to end."""
 
     __slots__ = ("asked_at", "elapsed", "record", "row", "word")
 
-    def __init__(self, record: TaskRecord, row: int, word: int, elapsed: float) -> None:
+    def __init__(self, record: TaskRecord, row: int, word: int, elapsed: float, asked_at: float) -> None:
         self.record = record
         self.row = row
         self.word = word
         self.elapsed = elapsed
-        self.asked_at: float | None = None
+        self.asked_at = asked_at
 
 
 class Attempts:
@@ -54,7 +54,7 @@ class Attempts:
         self,
         pump: Pump,
         supervisor: Supervisor,
-        stacks: StackFile,
+        stacks: Sequence[StackFile],
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class Attempts:
         self._rng = rng or random.Random()
         self._later: list[tuple[float, int, TaskRecord]] = []
         self._order = itertools.count()
-        self._overdue: deque[_Overdue] = deque()
+        self._overdue: list[_Overdue] = []
         self._graces: list[tuple[float, int, int]] = []
         self._warned: dict[int, None] = {}
         """Attempts that were warned of, by their words."""
@@ -100,11 +100,6 @@ class Attempts:
             waits.append(self._end_graces())
         pump.next_look = self._clock() + max(min(waits), _LEAST_LOOK_S) if waits else float("inf")
         return settled
-
-    def end(self) -> None:
-        """Nothing is looked after any more: others may have the file for stacks."""
-        while self._overdue:
-            self._done_with_first()
 
     def died(self, record: TaskRecord, exit_code: int, *, begun: bool) -> None:
         """The task's member died in it, or for the last time before it.  Under the pump's mutex."""
@@ -193,9 +188,11 @@ class Attempts:
             if error is None:
                 continue
             with pump.mutex:
-                if pump.ledger.claimant(word) is record and board.condemn(row.index, word):
-                    record.stopped = error
-                    self._overdue.append(_Overdue(record, row.index, word, elapsed))
+                if not (pump.ledger.claimant(word) is record and board.condemn(row.index, word)):
+                    continue
+                record.stopped = error
+            self._overdue.append(_Overdue(record, row.index, word, elapsed, now))
+            self._stacks[row.index].ask(functools.partial(self._supervisor.dump, row.index))
         return wait
 
     def _judge(
@@ -223,36 +220,24 @@ class Attempts:
         return None, wait
 
     def _stop_overdue(self) -> float:
-        """Have the first overdue member write its stacks, then end it; seconds until the next step."""
-        while self._overdue:
-            first = self._overdue[0]
-            now = self._clock()
-            if not self._is_at(first.row, first.word):
-                self._done_with_first()
+        """End members that have written their stacks, or had time to; seconds until the next step."""
+        now, asked = self._clock(), []
+        for overdue in self._overdue:
+            record, row, file = overdue.record, overdue.row, self._stacks[overdue.row]
+            if not self._is_at(row, overdue.word):
                 continue
-            if first.asked_at is None:
-                if not self._stacks.lock.acquire(blocking=False):
-                    return CHECK_S
-                self._stacks.rewind()
-                self._supervisor.dump(first.row)
-                first.asked_at = now
-                return CHECK_S
-            if not self._stacks.is_written() and now - first.asked_at < _STACK_S:
-                return CHECK_S
-            record = first.record
+            if not file.is_written() and now - overdue.asked_at < _STACK_S:
+                asked.append(overdue)
+                continue
             if isinstance(record.stopped, TaskTimeout):
-                record.stopped = _timeout(record, first.elapsed, self._stacks.text())
+                record.stopped = _timeout(record, overdue.elapsed, file.text())
             if record.policy.grace:
-                self._supervisor.terminate(first.row)
-                self._graces.append((now + record.policy.grace, first.row, first.word))
+                self._supervisor.terminate(row)
+                self._graces.append((now + record.policy.grace, row, overdue.word))
             else:
-                self._supervisor.kill(first.row)
-            self._done_with_first()
-        return float("inf")
-
-    def _done_with_first(self) -> None:
-        if self._overdue.popleft().asked_at is not None:
-            self._stacks.lock.release()
+                self._supervisor.kill(row)
+        self._overdue = asked
+        return CHECK_S if asked else float("inf")
 
     def _end_graces(self) -> float:
         now = self._clock()

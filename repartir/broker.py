@@ -161,9 +161,10 @@ class Broker:
             os.set_blocking(fd, False)
         # A file object, since closing it is atomic: a finalizer never writes to a descriptor that is another's by now.
         self._wake_w = open(wake_w, "wb", buffering=0, closefd=False)
-        self._stacks = StackFile()
-        undo.callback(self._stacks.close)
-        self._supervisor = Supervisor(board, self._start_method, self._settings, wake_w, self._stacks.fd)
+        self._stacks = [StackFile() for _ in board.rows]
+        undo.callback(self._stacks.clear)
+        stacks_fds = [file.fd for file in self._stacks]
+        self._supervisor = Supervisor(board, self._start_method, self._settings, wake_w, stacks_fds)
         self._supervisor.connect()
         undo.callback(self._supervisor.close)
         if self._start_method != "fork":
@@ -239,12 +240,12 @@ class Broker:
     def dump_stacks(self, write: Callable[[str], object]) -> None:
         """Tell ``write`` the Python stacks of this process and of each member."""
         write(f"client, process {os.getpid()}:\n{stacks.of_this_process()}\n")
-        for row in range(self._rows):
+        for row, file in enumerate(list(self._stacks)):
             with contextlib.suppress(BoardClosed):
                 words, places = self.board.words, self.board.rows[row]
                 record = self.pump.ledger.claimant(words[places.claim])
                 task = "without a task" if record is None else f"at task {record.title!r}"
-                told = self._stacks.of_member(functools.partial(self._supervisor.dump, row), _STACK_S)
+                told = file.of_member(functools.partial(self._supervisor.dump, row), _STACK_S)
                 write(
                     f"\nworker {row}, process {words[places.pid]}, {task}:\n{told or 'it does not answer'}\n"
                 )
@@ -651,7 +652,6 @@ class Broker:
         reason = self.broken or BrokenProcessPool("the executor was stopped")
         self.pump.end(lambda: _copy_of(reason))
         self.members.deliver_logs()
-        self._attempts.end()
         self._deliver()
         self._supervisor.close(kill=not self.members.nursery_gone)
         self.pump.keep_views_only()
@@ -664,7 +664,7 @@ class Broker:
         self._wake_w.close()
         for fd in self._wake_fds:
             os.close(fd)
-        self._stacks.close()
+        self._stacks.clear()
         self.board.close()
 
 

@@ -214,13 +214,16 @@ class FreshStart:
     argv: list[str]
     authkey: bytes
     members: MemberSettings
+    stacks_fds: Sequence[int] = ()
 
     @classmethod
-    def of_this_process(cls, start_method: str, members: MemberSettings) -> FreshStart:
+    def of_this_process(
+        cls, start_method: str, members: MemberSettings, stacks_fds: Sequence[int] = ()
+    ) -> FreshStart:
         import multiprocessing
 
         authkey = bytes(multiprocessing.current_process().authkey)
-        return cls(os.getpid(), start_method, sys.argv, authkey, members)
+        return cls(os.getpid(), start_method, sys.argv, authkey, members, stacks_fds)
 
     def send(self, control: socket.socket) -> None:
         encoded = encode_value(self, what="the initializer")
@@ -260,7 +263,7 @@ def _receive(control: socket.socket, size: int) -> bytearray:
 
 
 def fresh_command(fds: Sequence[int]) -> list[str]:
-    """The command line of a nursery in a fresh interpreter; ``fds``: control, wake pipe, stacks, segments."""
+    """The command line of a nursery in a fresh interpreter; ``fds``: control, wake pipe, segments."""
     from multiprocessing import spawn, util
 
     executable = os.fsdecode(spawn.get_executable())
@@ -272,7 +275,7 @@ def run_fresh(fds: Sequence[int]) -> None:
     """The nursery's life in a fresh interpreter."""
     import multiprocessing
 
-    control_fd, wake_fd, stacks_fd, ring_fd, memory_fd, overflow_fd, *lock_fd = fds
+    control_fd, wake_fd, ring_fd, memory_fd, overflow_fd, *lock_fd = fds
     control = socket.socket(fileno=control_fd)
     start = FreshStart.receive(control)
     sys.argv = start.argv
@@ -280,7 +283,7 @@ def run_fresh(fds: Sequence[int]) -> None:
     board = Board.attach(ring_fd, (memory_fd, overflow_fd), lock_fd[0] if lock_fd else None)
 
     def run(row: int) -> None:
-        Worker(board, row, wake_fd, start.members, stacks_fd).run()
+        Worker(board, row, wake_fd, start.members, start.stacks_fds).run()
 
     settings = NurserySettings(start.client_pid, start.start_method, run)
     run_forked(control, board, settings)

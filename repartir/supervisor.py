@@ -66,13 +66,18 @@ class Supervisor:
     """Starts the nursery of one executor, after ``connect`` by ``start``, and talks to it."""
 
     def __init__(
-        self, board: Board, start_method: str, members: MemberSettings, wake_fd: int, stacks_fd: int = -1
+        self,
+        board: Board,
+        start_method: str,
+        members: MemberSettings,
+        wake_fd: int,
+        stacks_fds: Sequence[int] = (),
     ) -> None:
         self._board = board
         self._start_method = start_method
         self._members = members
         self._wake_fd = wake_fd
-        self._stacks_fd = stacks_fd
+        self._stacks_fds = stacks_fds
         self._starts = 0
         self._quitting = False
         self._pending = b""
@@ -125,7 +130,7 @@ class Supervisor:
         self._send(Operation.KILL, row)
 
     def dump(self, row: int) -> None:
-        """Have the member of ``row`` write its stacks to the file for them."""
+        """Have the member of ``row`` write its stacks to its file for them."""
         self._send(Operation.DUMP, row)
 
     def quit(self) -> None:
@@ -198,10 +203,10 @@ class Supervisor:
 
     def _fork_nursery(self) -> None:
         board, members, theirs = self._board, self._members, self._theirs
-        wake_fd, stacks_fd = self._wake_fd, self._stacks_fd
+        wake_fd, stacks_fds = self._wake_fd, self._stacks_fds
 
         def run(row: int) -> None:
-            Worker(board, row, wake_fd, members, stacks_fd).run()
+            Worker(board, row, wake_fd, members, stacks_fds).run()
 
         settings = NurserySettings(os.getpid(), self._start_method, run)
         mask = _sigmask(signal.SIG_BLOCK, ())
@@ -229,10 +234,10 @@ class Supervisor:
     def _spawn_nursery(self) -> None:
         from multiprocessing.util import spawnv_passfds
 
-        fds = [self._theirs.fileno(), self._wake_fd, self._stacks_fd, *self._board.descriptors()]
+        fds = [self._theirs.fileno(), self._wake_fd, *self._board.descriptors()]
         command = fresh_command(fds)
-        start = FreshStart.of_this_process(self._start_method, self._members)
-        self._nurseries.append(spawnv_passfds(os.fsencode(command[0]), command, fds))
+        start = FreshStart.of_this_process(self._start_method, self._members, self._stacks_fds)
+        self._nurseries.append(spawnv_passfds(os.fsencode(command[0]), command, [*fds, *self._stacks_fds]))
         self._theirs.close()  # else a nursery that fails at its start would not be noticed below
         try:
             start.send(self.control)

@@ -12,7 +12,7 @@ import sys
 import time
 import weakref
 from collections import deque as Deque  # noqa: N812 - `deque` means a task deque here
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,14 +83,19 @@ class Worker:
     """The loop of one CPU member, on row ``index`` of the board."""
 
     def __init__(
-        self, board: Board, index: int, wake_fd: int, settings: MemberSettings, stacks_fd: int = -1
+        self,
+        board: Board,
+        index: int,
+        wake_fd: int,
+        settings: MemberSettings,
+        stacks_fds: Sequence[int] = (),
     ) -> None:
         self._board = board
         self._index = index
         self._row = board.rows[index]
         self._words = board.words
         self._wake_fd = wake_fd
-        self._stacks_fd = stacks_fd
+        self._stacks_fds = stacks_fds
         self._settings = settings
         self._functions = FunctionCache()
         self._lane = board.lanes[index]
@@ -118,8 +123,8 @@ class Worker:
         """Serve tasks until the executor closes or this worker has run its share."""
         global _current
         _current = self
-        if self._stacks_fd >= 0:
-            stacks.answer_signals(self._stacks_fd)
+        if self._stacks_fds:
+            stacks.answer_signals(self._stacks_fds, self._index)
         if self._settings.log_levels is not None:
             set_levels(self._settings.log_levels)
             self._forwarder = Forwarder(

@@ -20,10 +20,11 @@ import pytest
 from repartir import Executor as Executor_
 from repartir import MemoryLimitExceeded, PoisonTask, SerialExecutor, TaskTimeout, WorkerDied
 from repartir.shm.board import MemberState
+from tests.shared import family
 
 from . import option_tasks as tasks
 from .conftest import Make
-from .kinds import ours, workers
+from .kinds import only_fork, ours, workers
 from .sync import LIMIT_S
 
 pytestmark = pytest.mark.any_start
@@ -38,6 +39,12 @@ def until(path: Path) -> None:
     while not path.exists() or not path.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def while_a_stack_is_asked_for(executor: Any) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not executor._broker._attempts._overdue:
+        assert time.monotonic() < deadline
 
 
 @pytest.fixture
@@ -433,14 +440,32 @@ class TestWatching:
     def test_the_nurserys_death_while_stacks_are_asked_for(self, own: Any) -> None:
         """Of a worker that is stopped, so it does not answer: nothing waits for it."""
         future = own.options(timeout=0.05).submit(signal.raise_signal, signal.SIGSTOP)
-        lock = own._broker._stacks.lock
-        deadline = time.monotonic() + LIMIT_S
-        while not lock.locked():
-            assert time.monotonic() < deadline
+        while_a_stack_is_asked_for(own)
         os.kill(own._broker._supervisor.nursery_pid, signal.SIGKILL)
         assert future.exception(LIMIT_S) is not None
         own.shutdown()
-        assert not lock.locked()
+
+    @only_fork
+    def test_a_fork_while_stacks_are_asked_for(self, own: Any) -> None:
+        future = own.options(timeout=0.05).submit(signal.raise_signal, signal.SIGSTOP)
+        while_a_stack_is_asked_for(own)
+        with family() as children:
+            children.fork(lambda: None)
+            children.join()
+        assert isinstance(future.exception(LIMIT_S), TaskTimeout)
+
+    @workers
+    @pytest.mark.slow
+    def test_stacks_in_a_callback_while_another_task_is_stopped(self, own: Any) -> None:
+        """The callback runs in the thread that stops tasks."""
+        limited = own.options(timeout=0.2)
+        futures = [limited.submit(tasks.sleep_long) for _ in range(2)]
+        told: list[str] = []
+        for future in futures:
+            future.add_done_callback(lambda _: own._broker.dump_stacks(told.append))
+        assert all(isinstance(future.exception(LIMIT_S), TaskTimeout) for future in futures)
+        own.shutdown()
+        assert len(told) == 6
 
     @workers
     def test_stacks_after_the_end(self, own: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -47,7 +48,7 @@ class Bench:
         self.board = board
         self.pump = Pump(board, lambda: None)
         self.nursery = Nursery()
-        self.stacks = StackFile()
+        self.stacks = [StackFile() for _ in board.rows]
         self.attempts = Attempts(self.pump, self.nursery, self.stacks, lambda: self.now, Always())  # type: ignore[arg-type]
 
     def submit(self, **options: Any) -> Future[Any]:
@@ -93,8 +94,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     board = Board.create(2)
     bench = Bench(board)
     yield bench
-    bench.attempts.end()
-    bench.stacks.close()
+    bench.stacks.clear()
     bench.pump.let_go()
     board.close()
 
@@ -189,6 +189,28 @@ def test_a_time_out_asks_for_the_stack_and_kills(bench: Bench) -> None:
     error = future.exception(0)
     assert isinstance(error, TaskTimeout)
     assert "'stuck'" in str(error)
+
+
+def test_stacks_that_come_late_are_not_those_of_another(bench: Bench) -> None:
+    """Those of a member that was stopped, say, and goes on when it is asked no more."""
+    stopped, other = (bench.submit(timeout=3.0, name=name) for name in ("stopped", "other"))
+    assert bench.claims(0)
+    assert bench.claims(1)
+    bench.passes(3.0)
+    assert bench.nursery.acts == [("dump", 0), ("dump", 1)]
+    for _ in range(2):
+        os.write(bench.stacks[0].fd, b"in stopped")
+    os.write(bench.stacks[1].fd, b"in other")
+    bench.passes(0.003)
+    bench.passes(0.003)
+    assert sorted(bench.nursery.acts[2:]) == [("kill", 0), ("kill", 1)]
+    errors = {}
+    for at, future in enumerate((stopped, other)):
+        bench.dies(at)
+        errors[at] = future.exception(0)
+        assert isinstance(errors[at], TaskTimeout)
+    told = {error.task: error.stack for error in errors.values() if isinstance(error, TaskTimeout)}
+    assert told == {"stopped": "in stopped" * 2, "other": "in other"}
 
 
 def test_a_grace_is_waited_for_between_two_signals(bench: Bench) -> None:
