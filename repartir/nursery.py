@@ -195,6 +195,10 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
     code = 1
     try:
         leave_parent_behind()
+        if SIGNAL is not None:
+            signal.signal(
+                SIGNAL, signal.SIG_IGN
+            )  # until a member has begun and answers it: the default is to end it
         shared = optional.shared
         if shared is not None:
             shared.protect()

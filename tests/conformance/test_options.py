@@ -9,6 +9,7 @@ import io
 import operator
 import os
 import signal
+import subprocess
 import time
 from concurrent.futures import Executor
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from repartir import Executor as Executor_
 from repartir import MemoryLimitExceeded, PoisonTask, SerialExecutor, TaskTimeout, WorkerDied
 from repartir.shm.board import MemberState
+from repartir.stacks import SIGNAL
 from tests.shared import family
 
 from . import option_tasks as tasks
@@ -466,6 +468,25 @@ class TestWatching:
         assert all(isinstance(future.exception(LIMIT_S), TaskTimeout) for future in futures)
         own.shutdown()
         assert len(told) == 6
+
+    @workers
+    def test_stacks_of_workers_that_begin_cost_none(self, make: Make) -> None:
+        executor: Any = make(1)
+        row, words = executor._broker.board.rows[0], executor._broker.board.words
+        deadline = time.monotonic() + LIMIT_S
+        while not words[row.state]:
+            assert time.monotonic() < deadline
+        for _ in range(100):
+            executor._broker._supervisor.dump(0)
+        assert executor.submit(pow, 2, 3).result(LIMIT_S) == 8
+        assert executor.stats().lost == 0
+
+    @workers
+    def test_their_signal_is_as_usual_in_what_a_task_starts(self, ex: Any) -> None:
+        ignored = ex.submit(subprocess.run, ["cat", "/proc/self/status"], capture_output=True, text=True)
+        (mask,) = [line for line in ignored.result(LIMIT_S).stdout.splitlines() if line.startswith("SigIgn:")]
+        assert SIGNAL is not None
+        assert not int(mask.split()[1], 16) >> (SIGNAL - 1) & 1
 
     @workers
     def test_stacks_after_the_end(self, own: Any) -> None:
