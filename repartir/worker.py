@@ -9,6 +9,7 @@ import gc
 import os
 import struct
 import sys
+import threading
 import time
 import weakref
 from collections import deque as Deque  # noqa: N812 - `deque` means a task deque here
@@ -52,6 +53,7 @@ HEAD_BYTES = FUNCTION.size
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _BLOCKED_S = 1.0  # the same, for a full outbox
+_LOOK_S = 0.002  # for a full outbox, in threads that have no semaphore
 _LOG_RECORDS = 4
 """A log record may be so many times as large as an answer: there is no arena for it."""
 
@@ -286,10 +288,16 @@ class Worker:
             self._send(0, MEMBER_LOG, data)
 
     def _wait_for_client(self) -> None:
-        """The client holds up what this member wants to publish: sleep until it made room."""
+        """The client holds up what this member wants to publish: sleep until it made room.
+
+        A thread of a task's that logs leaves the semaphore to the main thread, which may sleep there for want of work.
+        """
         self._words[self._row.blocked] = 1
         self._wake_client()
-        self._board.semaphores[self._index].wait(_BLOCKED_S)
+        if threading.current_thread() is threading.main_thread():
+            self._board.semaphores[self._index].wait(_BLOCKED_S)
+        else:
+            time.sleep(_LOOK_S)
 
     def _wake_client(self) -> None:
         try:
