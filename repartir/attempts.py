@@ -79,6 +79,8 @@ class Attempts:
     def look(self) -> bool:
         """Do what is due, and tell the pump when to look again; whether something was settled."""
         pump = self._pump
+        pump.next_look = float("inf")  # a task that is noted from here on calls for another look
+        pump.heed_notes()
         settled = bool(pump.failed)
         while pump.failed:
             record, word, error = pump.failed[0]
@@ -98,7 +100,8 @@ class Attempts:
             waits.append(self._stop_overdue())
         if self._graces:
             waits.append(self._end_graces())
-        pump.next_look = self._clock() + max(min(waits), _LEAST_LOOK_S) if waits else float("inf")
+        if waits:
+            pump.next_look = self._clock() + max(min(waits), _LEAST_LOOK_S)
         return settled
 
     def died(self, record: TaskRecord, exit_code: int, *, begun: bool) -> None:

@@ -112,7 +112,9 @@ class Pump:
         self.watched: set[int] = set()
         """Ids of tasks that have a time-out or another limit."""
         self.look_after = float("inf")
-        """None of them has anything to look for sooner after its call."""
+        """None of them has anything to look for sooner after its call; the broker's thread alone changes it."""
+        self.noted: deque[float] = deque()
+        """By tasks for which that is too late, not heeded yet."""
         self.next_look = float("inf")
         """When the broker's thread looks after them and after retries next, on the monotonic clock."""
         self.orphans: dict[int, list[Handle]] = {}
@@ -189,11 +191,23 @@ class Pump:
         if not policy.is_watched:
             return flags
         after = policy.look_after
-        self.look_after = min(after, self.look_after) if self.watched else after
         self.watched.add(task_id)
+        if after < self.look_after:
+            self.noted.append(after)
         if time.monotonic() + after < self.next_look:
             self._on_news()
         return flags | TIMED
+
+    def heed_notes(self) -> None:
+        """Bring ``look_after`` up to date.  For the broker's thread; tasks may be noted at any moment of it."""
+        shortest, self.look_after = self.look_after, float("inf")  # from here on all tasks append
+        if (
+            not self.watched
+        ):  # asked after that: a task that did not append, since it read the old one, is in there
+            shortest = float("inf")
+        while self.noted:
+            shortest = min(shortest, self.noted.popleft())
+        self.look_after = shortest
 
     def _withdraw_uncommitted(self, record: TaskRecord) -> None:
         """An exception came before the task was committed, or right after: in that case it is left alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -46,10 +47,14 @@ class Bench:
     def __init__(self, board: Board) -> None:
         self.now = 1000.0
         self.board = board
-        self.pump = Pump(board, lambda: None)
+        self.rings = 0
+        self.pump = Pump(board, self.ring)
         self.nursery = Nursery()
         self.stacks = [StackFile() for _ in board.rows]
         self.attempts = Attempts(self.pump, self.nursery, self.stacks, lambda: self.now, Always())  # type: ignore[arg-type]
+
+    def ring(self) -> None:
+        self.rings += 1
 
     def submit(self, **options: Any) -> Future[Any]:
         driver: Any = object()  # never asked
@@ -267,3 +272,71 @@ def test_the_next_look_is_when_the_first_limit_is_due(bench: Bench) -> None:
     bench.passes(2.0)
     bench.passes(2.0)
     assert bench.pump.next_look == pytest.approx(bench.now + 1.0)
+
+
+def test_a_task_that_comes_during_a_look_calls_for_another(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The look has begun without it, and takes its time: a handler of the log is slow."""
+    bench.submit(warn_after=2.0)
+    assert bench.claims()
+    bench.attempts.look()
+    rung: list[int] = []
+
+    class Slow(logging.Handler):
+        def emit(self, _: object) -> None:
+            before = bench.rings
+            bench.submit(timeout=2.5)
+            rung.append(bench.rings - before)
+
+    log, handler = logging.getLogger("repartir"), Slow()
+    log.addHandler(handler)
+    try:
+        bench.passes(2.0)
+    finally:
+        log.removeHandler(handler)
+    assert rung == [1]
+
+
+def test_a_shorter_limit_is_kept_whoever_notes_at_the_same_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread submits between any two steps of a submit; and the older task ends before the look."""
+    bench.attempts.look()
+    shorter: list[Future[Any]] = []
+
+    class Watched(set[int]):
+        def add(self, task_id: int) -> None:
+            if not self and not shorter:
+                shorter.append(Future())
+                shorter[0] = bench.submit(timeout=1.0)
+            super().add(task_id)
+
+        def __len__(self) -> int:
+            size = super().__len__()
+            if not shorter:
+                shorter.append(Future())
+                shorter[0] = bench.submit(timeout=1.0)
+            return size
+
+    monkeypatch.setattr(bench.pump, "watched", Watched())
+    bench.submit(timeout=5.0)
+    bench.attempts.look()
+    assert bench.pump.look_after == 1.0
+
+
+def test_a_limit_that_nobody_has_any_more_is_forgotten(bench: Bench) -> None:
+    short = bench.submit(timeout=1.0)
+    bench.attempts.look()
+    assert bench.pump.look_after == 1.0
+    with bench.pump.mutex:
+        bench.pump.settle(bench.record(short), None, None, TaskEvent.ANSWER)
+    bench.submit(timeout=5.0)
+    bench.attempts.look()
+    bench.attempts.look()
+    assert bench.pump.look_after <= 5.0
+    for record in list(bench.pump.ledger.records.values()):
+        with bench.pump.mutex:
+            bench.pump.settle(record, None, None, TaskEvent.ANSWER)
+    bench.attempts.look()
+    assert bench.pump.look_after == float("inf")
