@@ -136,6 +136,7 @@ class Attempts:
             except Exception as exc:  # noqa: BLE001 - of the user's back-off function
                 return pump.settle(record, None, exc, TaskEvent.FAIL)
             pump.ledger.repost(record)
+            pump.rests(record)
             heapq.heappush(self._later, (self._clock() + delay, next(self._order), record))
             return None
         if died and record.is_poison():
@@ -168,7 +169,7 @@ class Attempts:
                 if record.future.done():
                     pump.forget(record, TaskEvent.CANCEL)
                 else:
-                    pump.inbox.append(record)
+                    pump.resumes(record)
         pump.pump_surely()
         return self._later[0][0] - now if self._later else float("inf")
 

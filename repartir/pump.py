@@ -269,8 +269,20 @@ class Pump:
         """Whether so many tasks with blocks are under way that no member idles while another waits for room."""
         return len(self.placed) >= _PLACED_A_ROW * len(self.board.rows)
 
+    def rests(self, record: TaskRecord) -> None:
+        """The task waits for another attempt: nobody is to wait for the room that its arguments take.  Under ``mutex``."""
+        self.placed.discard(record.task_id)
+        if self.room:
+            self._tell_of_room()
+
+    def resumes(self, record: TaskRecord) -> None:
+        """That attempt is due.  Under ``mutex``."""
+        if type(record.block) is Handle:
+            self.placed.add(record.task_id)
+        self.inbox.append(record)
+
     def _tell_of_room(self) -> None:
-        """Some block was given back.  Under ``mutex``."""
+        """Some block was given back, or will not be soon: who waits looks again.  Under ``mutex``."""
         while self.room:
             if not self.room[0].settle_alone(None, None):
                 self._hand_to_broker(self.room[0], None, None)

@@ -56,10 +56,10 @@ class Bench:
     def ring(self) -> None:
         self.rings += 1
 
-    def submit(self, **options: Any) -> Future[Any]:
+    def submit(self, *args: Any, **options: Any) -> Future[Any]:
         driver: Any = object()  # never asked
         future: Future[Any] = Future(driver, self.pump.new_task_id())
-        call = encode_call((), {})
+        call = encode_call(args, {})
         self.pump.post(future, FunctionTable().encode(len), call, 0, len, Policy(**options))
         return future
 
@@ -179,6 +179,20 @@ def test_cancelled_while_others_are_being_forgotten(bench: Bench) -> None:
     bench.pump.forget = forget  # type: ignore[method-assign]
     bench.attempts.look()
     assert not bench.pump.ledger.records
+
+
+def test_nobody_waits_for_the_room_of_a_task_in_its_back_off(bench: Bench) -> None:
+    future = bench.submit(b"x" * 100_000, retries=1, backoff=600.0)
+    assert bench.claims()
+    assert bench.pump.placed == {future.task_id}
+    room: Future[Any] = Future()
+    bench.pump.room.append(room)
+    bench.fails(future, ValueError())
+    assert not bench.pump.placed
+    assert room.done()  # who waits looks again
+    bench.passes(600.0)
+    assert bench.pump.placed == {future.task_id}
+    assert bench.claims()
 
 
 def test_a_time_out_asks_for_the_stack_and_kills(bench: Bench) -> None:
