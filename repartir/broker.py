@@ -55,6 +55,8 @@ TRIM_BYTES = 1 << 28
 """Given back at a time, between looks for news."""
 WORTH_TRIMMING = 8 << 20
 """With fewer bytes in large free blocks nobody is woken for them."""
+LONGEST_S = 3600.0
+"""Nobody sleeps longer without a look: more than 24 days are too much for ``poll``, and years for a lock."""
 HANDLER_CHECK_S = 0.001
 """How often a wait inside a signal handler looks for its answer."""
 _log = logging.getLogger("repartir")
@@ -458,7 +460,7 @@ class Broker:
         board, pump = self.board, self.pump
         if self.members.starting:
             timeout = _START_CHECK_S if timeout is None else min(timeout, _START_CHECK_S)
-        wait_ms = None if timeout is None else max(0.0, timeout * 1000)
+        wait_ms = None if timeout is None else max(0.0, min(timeout, LONGEST_S) * 1000)
         nap = self._choose_nap()
         board.set_client_sleep(ClientSleep.NAPS if nap else ClientSleep.PARKED)
         try:
@@ -574,7 +576,7 @@ class Broker:
         look = self.pump.next_look
         if look == float("inf"):
             return seconds
-        left = max(0.0, look - time.monotonic())
+        left = max(0.0, min(look - time.monotonic(), LONGEST_S))
         return left if seconds is None else min(left, seconds)
 
     def _give_way(self) -> None:

@@ -130,6 +130,20 @@ class TestTimeOut:
         assert list(limited.map(operator.neg, range(100))) == [-n for n in range(100)]
 
     @workers
+    @pytest.mark.parametrize("limit", [30 * 86_400, 1e12, 1e300])
+    def test_of_a_month_and_more(self, own: Any, limit: float) -> None:
+        """Too long for a single sleep."""
+        limited = own.options(timeout=limit, warn_after=limit, retries=1, backoff=lambda _: limit)
+        assert limited.submit(time.sleep, 0.05).result(LIMIT_S) is None
+        assert own.submit(time.sleep, 0.05).result(limit) is None
+        waiting = limited.submit(operator.truediv, 1, 0)
+        while not waiting.cancel():
+            time.sleep(0.001)
+        observed = own.submit(time.sleep, 0.05)
+        observed.add_done_callback(repr)  # so that it has a condition, on which is waited
+        assert observed.result(limit) is None
+
+    @workers
     def test_with_somebody_in_wait(self, own: Any) -> None:
         future = own.options(timeout=0.1).submit(tasks.sleep_long)
         assert concurrent.futures.wait([future], LIMIT_S).done == {future}
