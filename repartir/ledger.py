@@ -5,6 +5,7 @@ It knows no process, clock, lock or socket, and it touches a future only to hand
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -17,6 +18,9 @@ F = TypeVar("F")
 
 MAX_REPOSTS = 3
 """How often a task that provably never began is posted again after its member died."""
+
+
+_LONGEST_NAME = 200
 
 
 class Failure(NamedTuple):
@@ -82,7 +86,7 @@ class Record(Generic[F]):
     @property
     def title(self) -> str:
         """What messages call the task."""
-        return self.policy.name or getattr(self.name, "__qualname__", None) or repr(self.name)
+        return self.policy.name or _name_of(self.name)
 
     @property
     def reposts(self) -> int:
@@ -105,6 +109,17 @@ class Record(Generic[F]):
         if died and self.policy.idempotent:
             return True
         return self.policy.retries_after(error, len(self.failures) + 1)
+
+
+def _name_of(function: object) -> str:
+    """A short name, whatever the program called.  Not its ``repr``, which may be large, or raise: it is the user's code."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    except Exception:  # noqa: BLE001 - of the user's `__getattr__`
+        name = None
+    return name[:_LONGEST_NAME] if isinstance(name, str) else type(function).__qualname__
 
 
 @dataclass(frozen=True, slots=True)
