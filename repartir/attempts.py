@@ -14,11 +14,13 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
+from repartir import logs
 from repartir.diagnosis import describe
 from repartir.environment import oom_kills
 from repartir.errors import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
 from repartir.ledger import MAX_REPOSTS, Failure
 from repartir.policy import MEMORY_LOOK_S
+from repartir.portable import add_note
 from repartir.pump import CANCELLED, Pump, TaskRecord
 from repartir.residence import own_bytes
 from repartir.stacks import CHECK_S, StackFile
@@ -31,7 +33,6 @@ _STACK_S = 0.1
 _LEAST_LOOK_S = 0.001
 _WARNED = 10_000
 """So many attempts that were warned of are remembered, lest they be warned of again."""
-_log = logging.getLogger("repartir")
 
 
 class _Overdue:
@@ -142,10 +143,12 @@ class Attempts:
         if died and record.is_poison():
             error = _poison(record, error)
         elif record.failures:
-            attempts = len(record.failures) + 1
-            for nth, earlier in enumerate(record.failures, 1):
-                error.add_note(f"attempt {nth} of {attempts} failed with {describe(earlier.error)}")
-            error.add_note(f"attempt {attempts} of {attempts} failed with this error")
+            try:
+                _note_attempts(record, error)
+            except Exception:  # noqa: BLE001 - the class has made something else of its notes
+                logs.tell(
+                    logging.WARNING, "the attempts of task %r cannot be noted", record.title, exc_info=True
+                )
         return pump.settle(record, None, error, TaskEvent.FAIL)
 
     def _forget_cancelled(self) -> None:
@@ -216,7 +219,13 @@ class Attempts:
         if policy.warn_after is not None and record.word not in self._warned:
             if elapsed >= policy.warn_after:
                 self._warned[record.word] = None
-                _log.warning("task %r has been running for %.3g s in worker %d", record.title, elapsed, pid)
+                logs.tell(
+                    logging.WARNING,
+                    "task %r has been running for %.3g s in worker %d",
+                    record.title,
+                    elapsed,
+                    pid,
+                )
                 while len(self._warned) > _WARNED:
                     del self._warned[next(iter(self._warned))]
             else:
@@ -254,6 +263,13 @@ class Attempts:
     def _is_at(self, row: int, word: int) -> bool:
         """Whether the member that was condemned for this task is still alive."""
         return bool(self._board.words[self._board.rows[row].condemned] == word)
+
+
+def _note_attempts(record: TaskRecord, error: BaseException) -> None:
+    attempts = len(record.failures) + 1
+    for nth, earlier in enumerate(record.failures, 1):
+        add_note(error, f"attempt {nth} of {attempts} failed with {describe(earlier.error)}")
+    add_note(error, f"attempt {attempts} of {attempts} failed with this error")
 
 
 def _timeout(record: TaskRecord, elapsed: float, stack: str) -> TaskTimeout:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from repartir import stacks
+from repartir import logs, stacks
 from repartir.attempts import Attempts
 from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
@@ -59,7 +59,6 @@ LONGEST_S = 3600.0
 """Nobody sleeps longer without a look: more than 24 days are too much for ``poll``, and years for a lock."""
 HANDLER_CHECK_S = 0.001
 """How often a wait inside a signal handler looks for its answer."""
-_log = logging.getLogger("repartir")
 
 
 class Bell:
@@ -632,7 +631,7 @@ class Broker:
             try:
                 future.settle_fully(value, error)
             except BaseException:  # noqa: BLE001 - of a callback: sys.exit() there ends no thread of ours
-                _log.exception("a callback of %r raised", future)
+                logs.tell(logging.ERROR, "a callback of %r raised", future, exc_info=True)
             due.popleft()
 
     def _finish_if_due(self) -> bool:

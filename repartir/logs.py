@@ -113,7 +113,7 @@ class Forwarder(logging.Handler):
         if record.exc_info:
             fields["exc_text"] = record.exc_text or _formatter.formatException(record.exc_info)
             fields["exc_info"] = None
-        return {name: value if isinstance(value, _PLAIN) else repr(value) for name, value in fields.items()}
+        return {name: value if type(value) in _PLAIN else repr(value) for name, value in fields.items()}
 
     def _show_warning(
         self, message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
@@ -145,6 +145,17 @@ def _cut(value: Any, most: int, note: str = "") -> Any:
     if not isinstance(value, str) or len(encoded := value.encode(errors="replace")) <= most:
         return value
     return encoded[:most].decode(errors="ignore") + note
+
+
+_log = logging.getLogger("repartir")
+
+
+def tell(level: int, message: str, *args: object, exc_info: bool = False) -> None:
+    """Log in a thread of ours, whatever the program's handlers and filters raise: that is printed."""
+    try:
+        _log.log(level, message, *args, exc_info=exc_info)
+    except BaseException:  # noqa: BLE001 - `sys.exit()` there ends no thread of ours
+        traceback.print_exc()
 
 
 _registry: dict[Any, Any] = {}

@@ -23,6 +23,7 @@ from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
+from repartir.portable import without_outermost_frame
 from repartir.residence import limit_address_space, own_bytes
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch
@@ -442,7 +443,7 @@ def call_each(fn: Callable[..., Any], items: tuple[Any, ...]) -> list[Any] | Sto
 
 
 def _stopped(values: list[Any], exc: BaseException) -> Stopped:
-    exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next  # without this file's frame
+    without_outermost_frame(exc)
     body = outcome.encode_outcome(outcome.caught(exc))
     assert isinstance(body, bytes)
     return Stopped(values, body)

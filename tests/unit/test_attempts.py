@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
@@ -147,6 +148,36 @@ def test_an_error_of_an_older_attempt_is_dropped(bench: Bench) -> None:
     assert len(record.failures) == 1
     assert bench.claims()
     assert not future.done()
+
+
+class AddNoteError(Exception):
+    def add_note(self, key: str, value: str) -> None:  # type: ignore[override]
+        """The program's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    number: int = 1
+
+
+class NotedError(Exception):
+    def __init__(self) -> None:
+        self.__notes__ = "mine"
+
+
+@pytest.mark.parametrize(("kind", "notes"), [(AddNoteError, 2), (FrozenError, 2), (NotedError, len("mine"))])
+def test_exceptions_that_make_notes_hard_are_errors_like_others(
+    bench: Bench, caplog: pytest.LogCaptureFixture, kind: type[Exception], notes: int
+) -> None:
+    future = bench.submit(retries=1, backoff=0.0)
+    for _ in range(2):
+        bench.passes(0.001)
+        assert bench.claims()
+        bench.fails(future, kind())
+    error = future.exception(0)
+    assert type(error) is kind
+    assert len(error.__notes__) == notes
+    assert len(caplog.records) == (kind is NotedError)
 
 
 def test_cancelled_while_it_waits_for_another_attempt(bench: Bench) -> None:
@@ -310,6 +341,23 @@ def test_a_task_that_comes_during_a_look_calls_for_another(
     finally:
         log.removeHandler(handler)
     assert rung == [1]
+
+
+def test_a_handler_that_raises_ends_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    class Down(logging.Handler):
+        def emit(self, _: object) -> None:
+            raise SystemExit("the collector is down")
+
+    log, handler = logging.getLogger("repartir"), Down()
+    log.addHandler(handler)
+    try:
+        bench.submit(warn_after=2.0)
+        assert bench.claims()
+        bench.passes(2.0)
+        bench.passes(2.0)
+    finally:
+        log.removeHandler(handler)
+    assert capsys.readouterr().err.count("SystemExit: the collector is down") == 1
 
 
 def test_a_shorter_limit_is_kept_whoever_notes_at_the_same_time(
