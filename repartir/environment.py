@@ -61,13 +61,18 @@ def size_in_bytes(size: int | str, what: str) -> int:
     return found
 
 
-def check_seconds(what: str, value: Any, *, zero_is_allowed: bool = True) -> None:
-    """``TypeError`` or ``ValueError``, naming ``what``, unless the value is a finite number of seconds, not negative."""
+def check_seconds(what: str, value: Any, *, zero_is_allowed: bool = True) -> float:
+    """The value as a finite number of seconds, not negative; else ``TypeError`` or ``ValueError``, naming ``what``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{what} must be seconds, not {type(value).__name__}")
-    if not 0 <= float(value) < math.inf or (value == 0 and not zero_is_allowed):
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not 0 <= seconds < math.inf or (seconds == 0 and not zero_is_allowed):
         least = "at least" if zero_is_allowed else "more than"
         raise ValueError(f"{what} must be seconds, {least} 0, not {value!r}")
+    return seconds
 
 
 def choose_start_method(mp_context: Any) -> str:

@@ -63,12 +63,13 @@ class Policy:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout is not None:
-            check_seconds("timeout", self.timeout, zero_is_allowed=False)
-        check_seconds("grace", self.grace)
+        for name in ("timeout", "warn_after"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_seconds(name, value, zero_is_allowed=False))
+        object.__setattr__(self, "grace", check_seconds("grace", self.grace))
+        if not callable(self.backoff):
+            object.__setattr__(self, "backoff", check_seconds("backoff", self.backoff))
         _check_count("retries", self.retries, 0)
-        if self.warn_after is not None:
-            check_seconds("warn_after", self.warn_after, zero_is_allowed=False)
         if self.memory_limit is not None:
             _check_count("memory_limit", self.memory_limit, 1)
         if self.poison_limit is not None:
@@ -78,8 +79,6 @@ class Policy:
         for kind in self.retry_on:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise TypeError(f"retry_on must be exception classes, not {kind!r}")
-        if not callable(self.backoff):
-            check_seconds("backoff", self.backoff)
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"name must be a string or None, not {type(self.name).__name__}")
 
@@ -119,9 +118,7 @@ class Policy:
     def delay(self, failures: int, rng: random.Random) -> float:
         """Seconds between the ``failures``-th failure and the next attempt."""
         if callable(self.backoff):
-            seconds = self.backoff(failures)
-            check_seconds("what backoff returns", seconds)
-            return float(seconds)
+            return check_seconds("what backoff returns", self.backoff(failures))
         longest = min(self.backoff * 2.0 ** min(failures - 1, 64), LONGEST_BACKOFF_S)
         return longest * (1 - _JITTER * rng.random())
 
