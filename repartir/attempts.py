@@ -12,15 +12,16 @@ import logging
 import random
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from repartir import logs
 from repartir.diagnosis import describe
 from repartir.environment import oom_kills
 from repartir.errors import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
-from repartir.ledger import MAX_REPOSTS, Failure
+from repartir.ledger import MAX_REPOSTS, Failure, Failures
 from repartir.policy import MEMORY_LOOK_S
-from repartir.portable import add_note
+from repartir.portable import add_note, set_cause, without_outermost_frame
 from repartir.pump import CANCELLED, Pump, TaskRecord
 from repartir.residence import own_bytes
 from repartir.stacks import CHECK_S, StackFile
@@ -65,6 +66,10 @@ class Attempts:
         self._stacks = stacks
         self._clock = clock
         self._rng = rng or random.Random()
+        self.giving_up = False
+        """No task is tried again: somebody asked that all be cancelled."""
+        self._deaths: deque[tuple[TaskRecord, int, BaseException, int | None]] = deque()
+        """Tasks whose member died, with their words, errors, and exit codes where the death is the error."""
         self._later: list[tuple[float, int, TaskRecord]] = []
         self._order = itertools.count()
         self._overdue: list[_Overdue] = []
@@ -82,13 +87,12 @@ class Attempts:
         pump = self._pump
         pump.next_look = float("inf")  # a task that is noted from here on calls for another look
         pump.heed_notes()
-        settled = bool(pump.failed)
+        settled = bool(pump.failed or self._deaths)
         while pump.failed:
-            record, word, error = pump.failed[0]
-            with pump.mutex:
-                if record.word == word and record.task_id in pump.ledger.records:
-                    self._ended(record, error, died=False)
+            self._ended(*pump.failed[0], None)
             pump.failed.popleft()
+        while self._deaths:
+            self._ended(*self._deaths.popleft())
         if pump.retry_cancelled:
             pump.retry_cancelled = False
             self._forget_cancelled()
@@ -106,17 +110,20 @@ class Attempts:
         return settled
 
     def died(self, record: TaskRecord, exit_code: int, *, begun: bool) -> None:
-        """The task's member died in it, or for the last time before it.  Under the pump's mutex."""
+        """The task's member died in it, or for the last time before it.  Under the pump's mutex; a look does the rest."""
+        pump, word = self._pump, record.word
+        if any(failed is record and of == word for failed, of, _ in pump.failed):
+            return  # it had answered
         if record.stopped is CANCELLED:
-            self._pump.withdrawn(record)
-            record.future.notify_cancelled()
+            pump.withdrawn(record)
+            pump.tell_cancelled(record.future)
         elif record.stopped is not None:
-            self._ended(record, record.stopped, died=False)
+            self._deaths.append((record, word, record.stopped, None))
         elif begun:
             out_of_memory = self._killed_for_memory(exit_code)
-            self._ended(record, _died(record, exit_code, out_of_memory=out_of_memory), died=True)
+            self._deaths.append((record, word, _died(record, exit_code, out_of_memory), exit_code))
         else:
-            self._pump.settle(record, None, _never_begun(record, exit_code), TaskEvent.FAIL)
+            pump.settle(record, None, _never_begun(record, exit_code), TaskEvent.FAIL)
 
     def _killed_for_memory(self, exit_code: int) -> bool:
         """Whether the kernel has killed for want of memory since this was asked last."""
@@ -125,31 +132,40 @@ class Attempts:
         before, self._oom_kills = self._oom_kills, oom_kills()
         return self._oom_kills > before
 
-    def _ended(self, record: TaskRecord, error: BaseException, *, died: bool) -> None:
-        """An attempt ended with this error: another one, or the end of the task."""
-        pump = self._pump
-        if record.future.done():
-            return pump.forget(record, TaskEvent.CANCEL)
-        if record.may_retry(error, died=died):
-            record.failures = (*record.failures, Failure(error, died))
-            try:
-                delay = record.policy.delay(len(record.failures), self._rng)
-            except Exception as exc:  # noqa: BLE001 - of the user's back-off function
-                return pump.settle(record, None, exc, TaskEvent.FAIL)
-            pump.ledger.repost(record)
-            pump.rests(record)
-            heapq.heappush(self._later, (self._clock() + delay, next(self._order), record))
-            return None
-        if died and record.is_poison():
-            error = _poison(record, error)
-        elif record.failures:
-            try:
-                _note_attempts(record, error)
-            except Exception:  # noqa: BLE001 - the class has made something else of its notes
-                logs.tell(
-                    logging.WARNING, "the attempts of task %r cannot be noted", record.title, exc_info=True
-                )
-        return pump.settle(record, None, error, TaskEvent.FAIL)
+    def _ended(self, record: TaskRecord, word: int, error: BaseException, exit_code: int | None) -> None:
+        """An attempt ended with this error: another one, or the end of the task.
+
+        Here the user's code runs (a back-off function, the class of the error), so not under the mutex; what it raises fails
+        the task.
+        """
+        pump, delay = self._pump, None
+        if not self._is_current(record, word):
+            return
+        died = exit_code is not None
+        try:
+            if not self.giving_up and record.may_retry(error, died=died):
+                delay = record.policy.delay(record.failures.times + 1, self._rng)
+            else:
+                error = _last_error(record, error, exit_code)
+        except BaseException as exc:  # noqa: BLE001 - `sys.exit()` there ends no thread of ours
+            without_outermost_frame(exc)
+            set_cause(exc, error)
+            error = exc
+        with pump.mutex:
+            if not self._is_current(record, word):
+                return
+            if record.future.done():
+                pump.forget(record, TaskEvent.CANCEL)
+            elif delay is None:
+                pump.settle(record, None, error, TaskEvent.FAIL)
+            else:
+                record.failures = record.failures.and_then(Failure(error, exit_code))
+                pump.rests(record)
+                heapq.heappush(self._later, (self._clock() + delay, next(self._order), record))
+
+    def _is_current(self, record: TaskRecord, word: int) -> bool:
+        """Whether the task is still at this attempt."""
+        return record.word == word and record.task_id in self._pump.ledger.records
 
     def _forget_cancelled(self) -> None:
         """Each is looked at once: what is cancelled meanwhile is forgotten the next time."""
@@ -190,7 +206,10 @@ class Attempts:
             if not began or words[row.claim] != word:
                 continue
             elapsed = now - began / 1e9
-            error, next_in = self._judge(record, elapsed, pid, words[row.baseline])
+            try:
+                error, next_in = self._judge(record, elapsed, pid, words[row.baseline])
+            except Exception as exc:  # noqa: BLE001 - whatever it is costs this task, not the executor
+                error, next_in = exc, float("inf")
             wait = min(wait, next_in)
             if error is None:
                 continue
@@ -265,9 +284,24 @@ class Attempts:
         return bool(self._board.words[self._board.rows[row].condemned] == word)
 
 
-def _note_attempts(record: TaskRecord, error: BaseException) -> None:
-    attempts = len(record.failures) + 1
-    for nth, earlier in enumerate(record.failures, 1):
+def _last_error(record: TaskRecord, error: BaseException, exit_code: int | None) -> BaseException:
+    """The error of a task whose last attempt ended with this one."""
+    if exit_code is not None and record.is_poison():
+        return _poison(record, exit_code)
+    if record.failures.times:
+        try:
+            _note_attempts(record.failures, error)
+        except Exception:  # noqa: BLE001 - the class has made something else of its notes
+            logs.tell(logging.WARNING, "the attempts of task %r cannot be noted", record.title, exc_info=True)
+    return error
+
+
+def _note_attempts(failures: Failures, error: BaseException) -> None:
+    attempts = failures.times + 1
+    left_out = failures.times - len(failures.last)
+    if left_out:
+        add_note(error, f"{left_out} attempts of {attempts} before these failed, too")
+    for nth, earlier in enumerate(failures.last, left_out + 1):
         add_note(error, f"attempt {nth} of {attempts} failed with {describe(earlier.error)}")
     add_note(error, f"attempt {attempts} of {attempts} failed with this error")
 
@@ -293,7 +327,7 @@ def _over_memory(record: TaskRecord, used: int, limit: int) -> MemoryLimitExceed
     )
 
 
-def _died(record: TaskRecord, code: int, *, out_of_memory: bool) -> WorkerDied:
+def _died(record: TaskRecord, code: int, out_of_memory: bool) -> WorkerDied:
     why = (
         " The kernel has just killed a process because memory ran out, most likely this one: "
         "give tasks less to do at a time, or use fewer workers."
@@ -319,24 +353,18 @@ def _never_begun(record: TaskRecord, code: int) -> WorkerDied:
     )
 
 
-def _poison(record: TaskRecord, last: BaseException) -> WorkerDied:
-    deaths = [*(failure.error for failure in record.failures if failure.died), last]
-    codes = [_code_of(death) for death in deaths]
+def _poison(record: TaskRecord, last_code: int) -> WorkerDied:
+    deaths = record.failures.deaths + 1
+    codes = [failure.exit_code for failure in record.failures.last if failure.exit_code is not None]
+    told = ", ".join([*(["…"] if len(codes) + 1 < deaths else []), *map(describe_exit, [*codes, last_code])])
     return _death(
         PoisonTask,
-        f"task {record.title!r} killed {len(deaths)} workers ({', '.join(map(describe_exit, codes))}) and is given up: "
-        f"poison_limit={len(deaths)}",
+        f"task {record.title!r} killed {deaths} workers ({told}) and is given up: poison_limit={deaths}",
         record,
-        codes[-1],
+        last_code,
     )
 
 
 def _death(kind: type[WorkerDied], message: str, record: TaskRecord, code: int) -> WorkerDied:
     exit_code, number = (code, None) if code >= 0 else (None, -code)
     return kind(message, exit_code=exit_code, signal=number, task=record.title)
-
-
-def _code_of(death: BaseException) -> int:
-    """The exit code that `_death` was given."""
-    assert isinstance(death, WorkerDied)
-    return death.exit_code if death.signal is None else -death.signal  # type: ignore[return-value]

@@ -30,7 +30,7 @@ from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
 from repartir.members import Members
-from repartir.pump import Pump, TaskFuture, TaskRecord
+from repartir.pump import CANCELLED, Pump, TaskFuture, TaskRecord
 from repartir.shm.blocks import NOTHING
 from repartir.shm.board import Board, BoardClosed, ClientSleep, Kind
 from repartir.shm.segment import freed_listeners
@@ -296,6 +296,7 @@ class Broker:
             self._close()
 
     def _cancel_all(self) -> None:
+        self._attempts.giving_up = True
         for record in self.pump.unsettled():
             record.future.cancel()
 
@@ -629,7 +630,10 @@ class Broker:
         while due:
             future, value, error = due[0]
             try:
-                future.settle_fully(value, error)
+                if error is CANCELLED:
+                    future.notify_cancelled()
+                else:
+                    future.settle_fully(value, error)
             except BaseException:  # noqa: BLE001 - of a callback: sys.exit() there ends no thread of ours
                 logs.tell(logging.ERROR, "a callback of %r raised", future, exc_info=True)
             due.popleft()

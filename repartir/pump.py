@@ -84,7 +84,7 @@ class Pump:
         self.ledger: Ledger[TaskFuture] = Ledger()
         self.inbox: deque[TaskRecord] = deque()
         self.due: deque[tuple[TaskFuture, Any, BaseException | None]] = deque()
-        """Outcomes for futures that somebody waits on by other means: the broker's thread delivers them."""
+        """Outcomes, also ``CANCELLED``, for futures that somebody waits on by other means: the broker's thread delivers."""
         self.said: deque[tuple[int, int, bytes]] = deque()
         """What members said of themselves: (row, status, payload)."""
         self.garbage: deque[Handle] = deque()
@@ -271,6 +271,8 @@ class Pump:
 
     def rests(self, record: TaskRecord) -> None:
         """The task waits for another attempt: nobody is to wait for the room that its arguments take.  Under ``mutex``."""
+        self.pieces.pop(record.word, None)
+        self.ledger.repost(record)
         self.placed.discard(record.task_id)
         if self.room:
             self._tell_of_room()
@@ -467,10 +469,10 @@ class Pump:
             if isinstance(result, outcome.Value):
                 self.settle(record, result.value, None, TaskEvent.ANSWER)
             elif record.policy.retries:
-                self.failed.append((record, word, result.exception))
+                self.failed.append((record, word, _error_of(record, result)))
                 self._on_news()
             else:
-                self.settle(record, None, result.exception, TaskEvent.ANSWER)
+                self.settle(record, None, _error_of(record, result), TaskEvent.ANSWER)
             if handle is not None:
                 self._free_unless_viewed(handle)
         outbox.consumed()
@@ -568,6 +570,10 @@ class Pump:
     def _hand_to_broker(self, future: TaskFuture, value: Any, error: BaseException | None) -> None:
         self.due.append((future, value, error))
         self._on_news()
+
+    def tell_cancelled(self, future: TaskFuture) -> None:
+        """Have waiters and callbacks of a future that is marked as cancelled told."""
+        self._hand_to_broker(future, None, CANCELLED)
 
     def forget(self, record: TaskRecord, event: TaskEvent) -> None:
         """The task is over: free its arguments, close its record.  Under ``mutex``."""
@@ -670,7 +676,7 @@ class Pump:
                         self.drain_row(row.index)
                     if not record.future.done():
                         self.withdrawn(record)
-                        record.future.notify_cancelled()
+                        self.tell_cancelled(record.future)
                 self.doubtful.popleft()
 
     def stop(self, future: TaskFuture, kill: Callable[[int], None]) -> bool:
@@ -750,3 +756,12 @@ class Pump:
         """Nothing is pumped any more, and nothing here keeps the memory mapped.  Takes no lock."""
         self.ended = True
         self._sources = []
+
+
+def _error_of(record: TaskRecord, answer: outcome.Error) -> BaseException:
+    """The error of an attempt that ended with this answer: where it was told to end, why it was."""
+    why = record.stopped
+    if why is None or why is CANCELLED:
+        return answer.exception
+    why.__cause__ = answer.exception
+    return why

@@ -16,13 +16,17 @@ from repartir.codec import encode_call
 from repartir.errors import PoisonTask, TaskTimeout, WorkerDied
 from repartir.functions import FunctionTable
 from repartir.future import Future
-from repartir.ledger import Died
+from repartir.ledger import KEPT_FAILURES, Died
+from repartir.outcome import RemoteTraceback, caught, encode_outcome
 from repartir.policy import Policy
-from repartir.pump import Pump, TaskRecord
+from repartir.pump import CANCELLED, Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board
+from repartir.shm.layout import ANSWER, ANSWER_PIECE
 from repartir.stacks import StackFile
 from repartir.states import TaskEvent
+from repartir.worker import PIECE
+from tests.shared import Threads
 
 
 class Always(random.Random):
@@ -88,6 +92,15 @@ class Bench:
                 assert isinstance(action, Died)
                 self.attempts.died(action.record, code, begun=action.begun)
         self.board.reset_row(at)
+        self.attempts.look()
+
+    def answers(self, at: int, error: BaseException) -> None:
+        """The member of row ``at`` publishes this error, and has not let go of its claim yet."""
+        word = self.board.words[self.board.rows[at].claim]
+        body = encode_outcome(caught(error))
+        assert isinstance(body, bytes)
+        assert self.board.outboxes[at].put(word, ANSWER, body)
+        self.pump.pump()
 
     def passes(self, seconds: float) -> None:
         self.now += seconds
@@ -145,7 +158,7 @@ def test_an_error_of_an_older_attempt_is_dropped(bench: Bench) -> None:
     bench.fails(future, ValueError())
     bench.pump.failed.append((record, stale, KeyError("stale")))
     bench.passes(1.0)
-    assert len(record.failures) == 1
+    assert record.failures.times == 1
     assert bench.claims()
     assert not future.done()
 
@@ -261,6 +274,151 @@ def test_stacks_that_come_late_are_not_those_of_another(bench: Bench) -> None:
         assert isinstance(errors[at], TaskTimeout)
     told = {error.task: error.stack for error in errors.values() if isinstance(error, TaskTimeout)}
     assert told == {"stopped": "in stopped" * 2, "other": "in other"}
+
+
+@pytest.mark.parametrize("options", [{}, {"retries": 2, "retry_on": ()}], ids=["once", "with retries"])
+def test_what_a_task_raises_in_its_grace_is_the_cause_of_the_time_out(
+    bench: Bench, options: dict[str, Any]
+) -> None:
+    """Its handler of SIGTERM leaves that way."""
+    future = bench.submit(timeout=3.0, grace=2.0, **options)
+    assert bench.claims()
+    bench.passes(3.0)
+    bench.passes(0.2)
+    assert bench.nursery.acts[-1] == ("terminate", 0)
+    bench.answers(0, SystemExit("cleaned up"))
+    bench.attempts.look()
+    error = future.exception(0)
+    assert isinstance(error, TaskTimeout)
+    assert isinstance(error.__cause__, SystemExit)
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["is tried again", "is not"])
+def test_a_death_after_the_answer_changes_nothing(bench: Bench, again: bool) -> None:
+    future = bench.submit(retries=1, backoff=1.0, retry_on=KeyError if again else OSError)
+    assert bench.claims()
+    bench.answers(0, KeyError("mine"))
+    bench.dies(0)
+    if again:
+        bench.passes(1.0)
+        assert [type(failure.error) for failure in bench.record(future).failures.last] == [KeyError]
+        assert bench.claims()
+        bench.answers(0, KeyError("mine"))
+        bench.attempts.look()
+    error = future.exception(0)
+    assert isinstance(error, KeyError)
+    assert isinstance(error.__cause__, RemoteTraceback)
+
+
+def test_a_back_off_function_is_called_without_the_mutex(bench: Bench) -> None:
+    free: list[bool] = []
+
+    def try_it() -> None:
+        free.append(bench.pump.mutex.acquire(blocking=False))
+        if free[0]:
+            bench.pump.mutex.release()
+
+    def backoff(_: int) -> float:
+        threads = Threads()
+        threads.start(try_it)
+        threads.join()
+        return 1.0
+
+    future = bench.submit(retries=1, backoff=backoff)
+    assert bench.claims()
+    bench.fails(future, ValueError())
+    assert free == [True]
+
+
+@pytest.mark.parametrize("raised", [SystemExit(1), ZeroDivisionError()])
+def test_what_a_back_off_function_raises_keeps_the_tasks_error(bench: Bench, raised: BaseException) -> None:
+    def backoff(_: int) -> float:
+        raise raised
+
+    future = bench.submit(retries=1, backoff=backoff)
+    assert bench.claims()
+    own = ValueError("mine")
+    bench.fails(future, own)
+    error = future.exception(0)
+    assert error is raised
+    assert error.__cause__ is own
+
+
+def test_no_other_attempt_once_all_are_to_be_cancelled(bench: Bench) -> None:
+    failing, dying = bench.submit(retries=5), bench.submit(idempotent=True)
+    assert bench.claims(0)
+    assert bench.claims(1)
+    bench.attempts.giving_up = True
+    bench.fails(failing, ValueError())
+    bench.dies(1)
+    assert isinstance(failing.exception(0), ValueError)
+    assert isinstance(dying.exception(0), WorkerDied)
+
+
+def test_a_future_whose_worker_was_killed_for_it_is_told_without_the_mutex(bench: Bench) -> None:
+    future = bench.submit()
+    assert bench.claims()
+    told: list[object] = []
+    future.add_done_callback(told.append)
+    bench.record(future).stopped = CANCELLED
+    bench.dies(0)
+    assert future.cancelled()
+    assert not told
+    assert list(bench.pump.due) == [(future, None, CANCELLED)]
+
+
+def test_what_fails_in_a_look_at_one_task_costs_that_task(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future, other = bench.submit(memory_limit=1 << 30), bench.submit(timeout=60.0)
+    assert bench.claims(0)
+    assert bench.claims(1)
+    monkeypatch.setattr("repartir.attempts.own_bytes", lambda pid: 1 // 0)
+    bench.passes(0.3)
+    bench.passes(0.2)
+    assert bench.nursery.acts == [("dump", 0), ("kill", 0)]
+    bench.dies(0)
+    assert isinstance(future.exception(0), ZeroDivisionError)
+    assert not other.done()
+
+
+def test_pieces_of_an_answer_go_with_its_attempt(bench: Bench) -> None:
+    future = bench.submit(retries=1, backoff=1.0)
+    assert bench.claims()
+    word = bench.record(future).word
+    assert bench.board.outboxes[0].put(word, ANSWER_PIECE, PIECE.pack(0, 2) + b"E")
+    bench.pump.pump()
+    assert bench.pump.pieces
+    bench.dies(0)
+    assert bench.record(future).word != word
+    assert not bench.pump.pieces
+
+
+def test_of_many_attempts_the_last_are_kept(bench: Bench) -> None:
+    future = bench.submit(retries=30, backoff=0.0)
+    for nth in range(31):
+        bench.passes(0.001)
+        assert bench.claims()
+        if nth == 30:
+            assert len(bench.record(future).failures.last) == KEPT_FAILURES == 10
+        bench.fails(future, ValueError(nth))
+    error = future.exception(0)
+    assert isinstance(error, ValueError)
+    first, second, *_, last = error.__notes__
+    assert first == "20 attempts of 31 before these failed, too"
+    assert second == "attempt 21 of 31 failed with ValueError: 20"
+    assert last == "attempt 31 of 31 failed with this error"
+    assert len(error.__notes__) == 12
+
+
+def test_of_many_deaths_too(bench: Bench) -> None:
+    future = bench.submit(idempotent=True, backoff=0, poison_limit=12)
+    for _ in range(12):
+        bench.passes(0.001)
+        assert bench.claims()
+        bench.dies(0, -11)
+    assert "killed 12 workers (…, signal SIGSEGV, " in str(future.exception(0))
+    assert str(future.exception(0)).count("SIGSEGV") == 11
 
 
 def test_a_grace_is_waited_for_between_two_signals(bench: Bench) -> None:
