@@ -26,12 +26,13 @@ from repartir.pump import CANCELLED, Pump, TaskRecord
 from repartir.residence import own_bytes
 from repartir.stacks import CHECK_S, StackFile
 from repartir.states import TaskEvent
-from repartir.stats import in_words
+from repartir.stats import in_seconds, in_words
 from repartir.supervisor import Supervisor, describe_exit
 
 _STACK_S = 0.1
 """How long a member that is to be killed may take to write its stacks."""
 _LEAST_LOOK_S = 0.001
+_RECENT_S = 60.0
 _WARNED = 10_000
 """So many attempts that were warned of are remembered, lest they be warned of again."""
 
@@ -77,10 +78,11 @@ class Attempts:
         self._warned: dict[int, None] = {}
         """Attempts that were warned of, by their words."""
         self._oom_kills = 0
+        self._oom_asked_at = 0.0
 
     def begin(self) -> None:
         """The executor has begun, and what takes a moment holds up nobody."""
-        self._oom_kills = oom_kills()
+        self._oom_kills, self._oom_asked_at = oom_kills(), self._clock()
 
     def look(self) -> bool:
         """Do what is due, and tell the pump when to look again; whether something was settled."""
@@ -120,17 +122,18 @@ class Attempts:
         elif record.stopped is not None:
             self._deaths.append((record, word, record.stopped, None))
         elif begun:
-            out_of_memory = self._killed_for_memory(exit_code)
-            self._deaths.append((record, word, _died(record, exit_code, out_of_memory), exit_code))
+            error = _died(record, exit_code, self._killed_for_memory(exit_code))
+            self._deaths.append((record, word, error, exit_code))
         else:
             pump.settle(record, None, _never_begun(record, exit_code), TaskEvent.FAIL)
 
-    def _killed_for_memory(self, exit_code: int) -> bool:
-        """Whether the kernel has killed for want of memory since this was asked last."""
+    def _killed_for_memory(self, exit_code: int) -> float | None:
+        """If the kernel has killed for want of memory since this was asked last: how many seconds that is ago."""
         if exit_code != -signal.SIGKILL:
-            return False
-        before, self._oom_kills = self._oom_kills, oom_kills()
-        return self._oom_kills > before
+            return None
+        before, asked_at = self._oom_kills, self._oom_asked_at
+        self._oom_kills, self._oom_asked_at = oom_kills(), self._clock()
+        return self._oom_asked_at - asked_at if self._oom_kills > before else None
 
     def _ended(self, record: TaskRecord, word: int, error: BaseException, exit_code: int | None) -> None:
         """An attempt ended with this error: another one, or the end of the task.
@@ -308,8 +311,9 @@ def _note_attempts(failures: Failures, error: BaseException) -> None:
 
 def _timeout(record: TaskRecord, elapsed: float, stack: str) -> TaskTimeout:
     told = f" It was at:\n{stack}" if stack else ""
+    limit = record.policy.timeout or 0.0
     return TaskTimeout(
-        f"task {record.title!r} was stopped after {elapsed:.3g} s: its time-out is {record.policy.timeout:g} s. "
+        f"task {record.title!r} was stopped after {in_seconds(elapsed)}: its time-out is {in_seconds(limit)}. "
         f"Its worker was replaced; other tasks are not affected.{told}",
         task=record.title,
         elapsed=elapsed,
@@ -327,13 +331,14 @@ def _over_memory(record: TaskRecord, used: int, limit: int) -> MemoryLimitExceed
     )
 
 
-def _died(record: TaskRecord, code: int, out_of_memory: bool) -> WorkerDied:
-    why = (
-        " The kernel has just killed a process because memory ran out, most likely this one: "
-        "give tasks less to do at a time, or use fewer workers."
-        if out_of_memory
-        else ""
-    )
+def _died(record: TaskRecord, code: int, out_of_memory_s: float | None) -> WorkerDied:
+    why = ""
+    if out_of_memory_s is not None:
+        likely = "most likely" if out_of_memory_s < _RECENT_S else "perhaps"
+        why = (
+            f" Within the last {in_seconds(out_of_memory_s)} the kernel has killed a process because memory ran out, "
+            f"{likely} this one: give tasks less to do at a time, or use fewer workers."
+        )
     return _death(
         WorkerDied,
         f"the worker that ran task {record.title!r} died ({describe_exit(code)}). The task may have run in part; "

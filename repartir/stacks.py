@@ -21,6 +21,9 @@ from repartir.shm.segment import open_unlinked, shm_dir
 _LARGEST = 1 << 20
 CHECK_S = 0.003
 _BELOW = re.compile(r'  File "[^"]*outcome\.py", line \d+ in capture\n(  .*\n?)*')
+_NONE_ABOVE = re.compile(
+    r'(\(most recent call first\):\n)(?=  File "[^"]*outcome\.py", line \d+ in capture\n)'
+)
 SIGNAL = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
 """Makes a member write its stacks to the file.  One that programs do not use for themselves."""
 
@@ -78,7 +81,10 @@ class StackFile:
 
     def text(self) -> str:
         """Without the frames below a task's own."""
-        return _BELOW.sub("", os.pread(self.fd, _LARGEST, 0).decode(errors="replace")).strip()
+        text = os.pread(self.fd, _LARGEST, 0).decode(errors="replace")
+        return _BELOW.sub(
+            "", _NONE_ABOVE.sub(r"\1  the function of the task, which is not written in Python\n", text)
+        ).strip()
 
 
 def of_this_process() -> str:

@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
@@ -78,6 +78,8 @@ class Supervisor:
         self._members = members
         self._wake_fd = wake_fd
         self._stacks_fds = stacks_fds
+        self._deadlines = [0.0] * len(board.rows)
+        """By row, until when its member should have begun."""
         self._starts = 0
         self._quitting = False
         self._pending = b""
@@ -108,7 +110,7 @@ class Supervisor:
                 self._spawn_nursery()
         finally:
             self._theirs.close()
-        self.extend_deadline()
+        self.extend_deadlines(range(len(self._deadlines)))
 
     def close(self, *, kill: bool = True) -> None:
         """End what ``connect`` and ``start`` began, however far they came; without ``kill`` wait until it ends."""
@@ -121,6 +123,7 @@ class Supervisor:
         return self.control.fileno()
 
     def fork(self, row: int) -> None:
+        self.extend_deadlines([row])
         self._send(Operation.FORK, row)
 
     def terminate(self, row: int) -> None:
@@ -154,19 +157,22 @@ class Supervisor:
         return [MemberExited(*fields) for fields in REPORT.iter_unpack(data[:whole])]
 
     def late_starters(self) -> list[int] | None:
-        """Rows whose member hangs before it runs Python code of ours; None while some may still be on their way."""
+        """Rows whose member hangs before it runs Python code of ours; None while all others may still be on their way."""
         words, rows = self._board.words, self._board.rows
         waiting = [
             row.index for row in rows if words[row.state] in (MemberState.ABSENT, MemberState.STARTING)
         ]
         if not waiting:
             return []
-        return waiting if time.monotonic() > self._deadline else None
+        now = time.monotonic()
+        return [row for row in waiting if now > self._deadlines[row]] or None
 
-    def extend_deadline(self) -> None:
-        """Members that are forked from now on have their time to start, too."""
+    def extend_deadlines(self, rows: Iterable[int]) -> None:
+        """The members of these rows, which are forked from now on, have their time to start."""
         fresh = self._start_method != "fork" and not self._started
-        self._deadline = time.monotonic() + (_FRESH_START_S if fresh else _FORKED_START_S)
+        deadline = time.monotonic() + (_FRESH_START_S if fresh else _FORKED_START_S)
+        for row in rows:
+            self._deadlines[row] = deadline
 
     @property
     def _started(self) -> bool:

@@ -71,6 +71,12 @@ class TestTimeOut:
         assert "in run_one" not in error.stack
 
     @workers
+    def test_of_a_function_in_c_says_so(self, own: Any) -> None:
+        error = own.options(timeout=0.1).submit(time.sleep, 60).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert error.stack.endswith("the function of the task, which is not written in Python")
+
+    @workers
     def test_costs_no_other_task(self, own: Any, tmp_path: Path) -> None:
         """One that runs beside it, and many that wait behind it."""
         beside = own.submit(time.sleep, 0.5)
@@ -286,6 +292,15 @@ class TestRetries:
         future = own.options(retries=2, backoff=0.1).submit(tasks.fails_first, tmp_path / "calls", 2)
         own.shutdown()
         assert future.result(0) == 3
+
+    @workers
+    def test_shutdown_begins_none_where_it_cancels(self, own: Any, tmp_path: Path) -> None:
+        calls = tmp_path / "calls"
+        future = own.options(retries=5, backoff=0.1).submit(tasks.sleep_and_fail, calls, 0.2)
+        until(calls)
+        own.shutdown(cancel_futures=True)
+        assert isinstance(future.exception(0), ValueError)
+        assert calls.stat().st_size == 1
 
     @workers
     def test_shutdown_may_cancel_them(self, own: Any, tmp_path: Path) -> None:

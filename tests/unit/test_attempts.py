@@ -25,6 +25,7 @@ from repartir.shm.board import Board
 from repartir.shm.layout import ANSWER, ANSWER_PIECE
 from repartir.stacks import StackFile
 from repartir.states import TaskEvent
+from repartir.stats import in_seconds
 from repartir.worker import PIECE
 from tests.shared import Threads
 
@@ -461,6 +462,43 @@ def test_without_retries_a_death_is_the_end(bench: Bench) -> None:
     error = future.exception(0)
     assert type(error) is WorkerDied
     assert error.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [(30.0, "Within the last 30 s the kernel"), (7260.0, "Within the last 7260 s the kernel")],
+)
+def test_a_kill_for_want_of_memory_is_as_old_as_it_may_be(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, after: float, told: str
+) -> None:
+    kills = iter([4, 5, 5])
+    monkeypatch.setattr("repartir.attempts.oom_kills", lambda: next(kills))
+    bench.attempts.begin()
+    bench.passes(after)
+    messages = []
+    for _ in range(2):
+        future = bench.submit()
+        assert bench.claims()
+        bench.dies(0)
+        messages.append(str(future.exception(0)))
+    assert told in messages[0]
+    assert ("most likely this one" if after < 60 else "perhaps this one") in messages[0]
+    assert "kernel" not in messages[1]
+
+
+def test_times_in_words(bench: Bench) -> None:
+    future = bench.submit(timeout=7200)
+    assert bench.claims()
+    bench.passes(7234.5)
+    bench.passes(0.2)
+    bench.dies(0)
+    assert "after 7234 s: its time-out is 7200 s." in str(future.exception(0))
+    assert [in_seconds(seconds) for seconds in (0.25, 0.12345, 59.94, 1e6)] == [
+        "0.25 s",
+        "0.123 s",
+        "59.9 s",
+        "1000000 s",
+    ]
 
 
 def test_the_next_look_is_when_the_first_limit_is_due(bench: Bench) -> None:
