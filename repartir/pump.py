@@ -163,21 +163,18 @@ class Pump:
             keep = keep, call.keep  # type: ignore[union-attr]
             if not call.buffers:  # type: ignore[union-attr]
                 call = call.meta  # type: ignore[union-attr]
-        if policy is not NO_POLICY:
-            flags |= self._note(future.task_id, policy)
-        if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
-            record: TaskRecord = Record(future.task_id, future, payload + call, flags, keep, name, policy)
+        record: TaskRecord = Record(future.task_id, future, payload, flags, keep, name, policy)
+        try:
+            if policy is not NO_POLICY:
+                self._note(record)
+            if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
+                record.payload = payload + call
+            elif not self.place_in_memory(record, parts := parts_of(call)):
+                self.on_full(record, parts)
             self.inbox.append(record)
-        else:
-            record = Record(future.task_id, future, payload, flags, keep, name, policy)
-            parts = parts_of(call)
-            try:
-                if not self.place_in_memory(record, parts):
-                    self.on_full(record, parts)
-                self.inbox.append(record)
-            except BaseException:
-                self._withdraw_uncommitted(record)
-                raise
+        except BaseException:
+            self._withdraw_uncommitted(record)
+            raise
         if self.ended:
             raise BoardClosed
         if len(self.ledger.records) < self.backlog:
@@ -185,25 +182,26 @@ class Pump:
         elif len(self.inbox) >= DEFER:
             self.pump()
 
-    def _note(self, task_id: int, policy: Policy) -> int:
-        """What the policy of a task that is about to be posted calls for; the flags of its slot."""
-        flags = AGAIN if policy.may_repeat else 0
+    def _note(self, record: TaskRecord) -> None:
+        """Do what the policy of a task that is about to be posted calls for."""
+        policy = record.policy
+        if policy.may_repeat:
+            record.flags |= AGAIN
         if not policy.is_watched:
-            return flags
+            return
+        record.flags |= TIMED
         after = policy.look_after
-        self.watched.add(task_id)
+        self.watched.add(record.task_id)
         if after < self.look_after:
             self.noted.append(after)
         if time.monotonic() + after < self.next_look:
             self._on_news()
-        return flags | TIMED
 
     def heed_notes(self) -> None:
         """Bring ``look_after`` up to date.  For the broker's thread; tasks may be noted at any moment of it."""
         shortest, self.look_after = self.look_after, float("inf")  # from here on all tasks append
-        if (
-            not self.watched
-        ):  # asked after that: a task that did not append, since it read the old one, is in there
+        # Asked after that: a task that did not append, since it had read the old one, is in there.
+        if not self.watched:
             shortest = float("inf")
         while self.noted:
             shortest = min(shortest, self.noted.popleft())

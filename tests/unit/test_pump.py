@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +12,11 @@ from repartir.codec import encode_call
 from repartir.errors import InternalError
 from repartir.functions import FunctionTable
 from repartir.future import Future
+from repartir.policy import NO_POLICY, Policy
 from repartir.pump import Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board
-from repartir.shm.layout import MEMBER_LOG
+from repartir.shm.layout import AGAIN, MEMBER_LOG, TIMED
 
 
 class SignalError(Exception):
@@ -31,11 +33,11 @@ def pump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pump]:
     board.close()
 
 
-def submit(pump: Pump, *args: Any) -> Future[Any]:
+def submit(pump: Pump, *args: Any, policy: Policy = NO_POLICY) -> Future[Any]:
     driver: Any = object()  # never asked
     future: Future[Any] = Future(driver, pump.new_task_id())
     ref = FunctionTable().encode(len)
-    pump.post(future, ref, encode_call(args, {}), 0, len)
+    pump.post(future, ref, encode_call(args, {}), 0, len, policy)
     return future
 
 
@@ -138,6 +140,20 @@ def test_a_stopped_task_holds_up_no_submit(pump: Pump) -> None:
         pump.bury_orphans(0)
     assert room.done()
     assert pump.board.blocks.usage()[0].arguments == (0, 0)
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_an_interrupted_submit_is_not_watched(pump: Pump, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """The broker's thread would look after it for ever."""
+    with monkeypatch.context() as patch:
+        patch.setattr(pump, "inbox", type("Cut", (deque,), {"append": interrupt})())
+        with pytest.raises(SignalError):
+            submit(pump, b"x" * size, policy=Policy(timeout=1.0))
+    assert not pump.watched
+    submit(pump, b"x" * size, policy=Policy(timeout=1.0, retries=1))
+    assert len(pump.watched) == 1
+    flags = {record.flags & (AGAIN | TIMED) for record in pump.ledger.records.values()}
+    assert flags == {AGAIN | TIMED}
 
 
 @pytest.mark.parametrize("where", ["inbox", "placed"])
