@@ -436,13 +436,10 @@ class Broker:
             if left is not None and left <= 0:
                 return
             self._driven_at = time.monotonic()
-            if self._a_core_is_free():
-                end = clock() + SPIN_S
-                while clock() < end:
-                    if has_news():
-                        break
-                else:
-                    self._park(left, self._poll if self._reports_due else self._poll_all)
+            end = clock() + SPIN_S if self._a_core_is_free() else 0.0
+            while clock() < end:
+                if has_news():
+                    break
             else:
                 self._park(left, self._poll if self._reports_due else self._poll_all)
 
