@@ -30,7 +30,7 @@ from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
 from repartir.members import Members
-from repartir.pump import Pump, TaskFuture, TaskRecord
+from repartir.pump import CANCELLED, Pump, TaskFuture, TaskRecord
 from repartir.shm.blocks import NOTHING
 from repartir.shm.board import Board, BoardClosed, ClientSleep, Kind
 from repartir.shm.segment import freed_listeners
@@ -56,6 +56,8 @@ TRIM_BYTES = 1 << 28
 """Given back at a time, between looks for news."""
 WORTH_TRIMMING = 8 << 20
 """With fewer bytes in large free blocks nobody is woken for them."""
+LONGEST_S = 3600.0
+"""Nobody sleeps longer without a look: more than 24 days are too much for ``poll``, and years for a lock."""
 HANDLER_CHECK_S = 0.001
 """How often a wait inside a signal handler looks for its answer."""
 
@@ -163,9 +165,10 @@ class Broker:
             os.set_blocking(fd, False)
         # A file object, since closing it is atomic: a finalizer never writes to a descriptor that is another's by now.
         self._wake_w = open(wake_w, "wb", buffering=0, closefd=False)
-        self._stacks = StackFile()
-        undo.callback(self._stacks.close)
-        self._supervisor = Supervisor(board, self._start_method, self._settings, wake_w, self._stacks.fd)
+        self._stacks = [StackFile() for _ in board.rows]
+        undo.callback(self._stacks.clear)
+        stacks_fds = [file.fd for file in self._stacks]
+        self._supervisor = Supervisor(board, self._start_method, self._settings, wake_w, stacks_fds)
         self._supervisor.connect()
         undo.callback(self._supervisor.close)
         if self._start_method != "fork":
@@ -241,7 +244,7 @@ class Broker:
     def dump_stacks(self, write: Callable[[str], object]) -> None:
         """Tell ``write`` the Python stacks of this process and of each member."""
         write(stacks.told_of_client())
-        for row in range(self._rows):
+        for row, file in enumerate(list(self._stacks)):
             with contextlib.suppress(BoardClosed):
                 words, places = self.board.words, self.board.rows[row]
                 if not words[places.pid]:
@@ -249,7 +252,7 @@ class Broker:
                     continue
                 record = self.pump.ledger.claimant(words[places.claim])
                 task = "without a task" if record is None else f"at task {record.title!r}"
-                told = self._stacks.of_member(functools.partial(self._supervisor.dump, row), _STACK_S)
+                told = file.of_member(functools.partial(self._supervisor.dump, row), _STACK_S)
                 write(
                     f"\nworker {row}, process {words[places.pid]}, {task}:\n{told or 'it does not answer'}\n"
                 )
@@ -311,6 +314,7 @@ class Broker:
             self._close()
 
     def _cancel_all(self) -> None:
+        self._attempts.giving_up = True
         for record in self.pump.unsettled():
             record.future.cancel()
 
@@ -450,13 +454,10 @@ class Broker:
             if left is not None and left <= 0:
                 return
             self._driven_at = time.monotonic()
-            if self._a_core_is_free():
-                end = clock() + SPIN_S
-                while clock() < end:
-                    if has_news():
-                        break
-                else:
-                    self._park(left, self._poll if self._reports_due else self._poll_all)
+            end = clock() + SPIN_S if self._a_core_is_free() else 0.0
+            while clock() < end:
+                if has_news():
+                    break
             else:
                 self._park(left, self._poll if self._reports_due else self._poll_all)
 
@@ -474,7 +475,7 @@ class Broker:
         board, pump = self.board, self.pump
         if self.members.starting:
             timeout = _START_CHECK_S if timeout is None else min(timeout, _START_CHECK_S)
-        wait_ms = None if timeout is None else max(0.0, timeout * 1000)
+        wait_ms = None if timeout is None else max(0.0, min(timeout, LONGEST_S) * 1000)
         nap = self._choose_nap()
         board.set_client_sleep(ClientSleep.NAPS if nap else ClientSleep.PARKED)
         try:
@@ -597,7 +598,7 @@ class Broker:
         look = self.pump.next_look
         if look == float("inf"):
             return seconds
-        left = max(0.0, look - time.monotonic())
+        left = max(0.0, min(look - time.monotonic(), LONGEST_S))
         return left if seconds is None else min(left, seconds)
 
     def _give_way(self) -> None:
@@ -651,7 +652,10 @@ class Broker:
         while due:
             future, value, error = due[0]
             try:
-                future.settle_fully(value, error)
+                if error is CANCELLED:
+                    future.notify_cancelled()
+                else:
+                    future.settle_fully(value, error)
             except BaseException:  # noqa: BLE001 - of a callback: sys.exit() there ends no thread of ours
                 logs.tell(logging.ERROR, "a callback of %r raised", future, exc_info=True)
             due.popleft()
@@ -675,7 +679,6 @@ class Broker:
         reason = self.broken or BrokenProcessPool("the executor was stopped")
         self.pump.end(lambda: _copy_of(reason))
         self.members.deliver_logs()
-        self._attempts.end()
         self._deliver()
         self._supervisor.close(kill=not self.members.nursery_gone)
         self.pump.keep_views_only()
@@ -688,7 +691,7 @@ class Broker:
         self._wake_w.close()
         for fd in self._wake_fds:
             os.close(fd)
-        self._stacks.close()
+        self._stacks.clear()
         self.board.close()
 
 

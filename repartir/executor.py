@@ -293,7 +293,7 @@ class Executor(_TakesTasks):
         self._threshold = size_in_bytes(out_of_band, "out_of_band")
         limit = None if shm_limit is None else max(size_in_bytes(shm_limit, "shm_limit"), _LEAST_LIMIT)
         if shm_timeout is not None:
-            check_seconds("shm_timeout", shm_timeout)
+            shm_timeout = check_seconds("shm_timeout", shm_timeout)
         self._policy = NO_POLICY.changed(
             timeout=timeout,
             grace=grace,

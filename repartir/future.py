@@ -170,7 +170,7 @@ class Future(concurrent.futures.Future[T]):
         """Sleep until somebody else settles this future, at most ``timeout`` seconds."""
         with self._condition:
             if self._state not in _DONE:
-                self._condition.wait(timeout)
+                self._condition.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
     def settle_alone(self, result: Any, exception: BaseException | None) -> bool:
         """Set the outcome if nobody ever asked for the condition; may be repeated after an interruption.

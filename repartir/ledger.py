@@ -23,11 +23,30 @@ MAX_REPOSTS = 3
 _LONGEST_NAME = 200
 
 
+KEPT_FAILURES = 10
+"""Of a task that is tried more often the errors before these are let go."""
+
+
 class Failure(NamedTuple):
-    """An attempt that is followed by another: its error, and whether that was its worker's death."""
+    """An attempt that is followed by another: its error, and the exit code if that was its worker's death."""
 
     error: BaseException
-    died: bool
+    exit_code: int | None
+
+
+class Failures(NamedTuple):
+    """All of them of one task: how many, how many of these were deaths, and the last."""
+
+    times: int = 0
+    deaths: int = 0
+    last: tuple[Failure, ...] = ()
+
+    def and_then(self, failure: Failure) -> Failures:
+        died = failure.exit_code is not None
+        return Failures(self.times + 1, self.deaths + died, (*self.last, failure)[-KEPT_FAILURES:])
+
+
+_NONE_YET = Failures()
 
 
 class Record(Generic[F]):
@@ -81,7 +100,7 @@ class Record(Generic[F]):
         self.position = -1
         self.state = TaskState.PENDING
         self.policy = policy
-        self.failures: tuple[Failure, ...] = ()
+        self.failures = _NONE_YET
         self.reposts = 0
         self.stopped: BaseException | None = None
 
@@ -93,11 +112,7 @@ class Record(Generic[F]):
     def is_poison(self) -> bool:
         """Whether a worker that dies in it now is as many as it may kill, where it may be run again."""
         limit = self.policy.poison_limit
-        return (
-            self.policy.may_repeat
-            and limit is not None
-            and sum(failure.died for failure in self.failures) + 1 >= limit
-        )
+        return self.policy.may_repeat and limit is not None and self.failures.deaths + 1 >= limit
 
     def may_retry(self, error: BaseException, *, died: bool) -> bool:
         """Whether an attempt that ended with this error (``died``: its worker's end) is followed by another."""
@@ -105,7 +120,7 @@ class Record(Generic[F]):
             return False
         if died and self.policy.idempotent:
             return True
-        return self.policy.retries_after(error, len(self.failures) + 1)
+        return self.policy.retries_after(error, self.failures.times + 1)
 
 
 def _name_of(function: object) -> str:

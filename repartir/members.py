@@ -88,7 +88,7 @@ class Members:
             for at in late:
                 self._supervisor.kill(at)
                 self._hung.add(at)
-            self._supervisor.extend_deadline()
+            self._supervisor.extend_deadlines(late)
         return False
 
     def _hear_members(self) -> None:
@@ -127,7 +127,6 @@ class Members:
         self._board.reset_row(at)
         if not (self.retiring or self._board.closing):
             self.starting = True
-            self._supervisor.extend_deadline()
             self._supervisor.fork(at)
         self._board.parking.wake_all()
 

@@ -84,7 +84,7 @@ class Pump:
         self.ledger: Ledger[TaskFuture] = Ledger()
         self.inbox: deque[TaskRecord] = deque()
         self.due: deque[tuple[TaskFuture, Any, BaseException | None]] = deque()
-        """Outcomes for futures that somebody waits on by other means: the broker's thread delivers them."""
+        """Outcomes, also ``CANCELLED``, for futures that somebody waits on by other means: the broker's thread delivers."""
         self.said: deque[tuple[int, int, bytes]] = deque()
         """What members said of themselves: (row, status, payload)."""
         self.garbage: deque[Handle] = deque()
@@ -112,7 +112,9 @@ class Pump:
         self.watched: set[int] = set()
         """Ids of tasks that have a time-out or another limit."""
         self.look_after = float("inf")
-        """None of them has anything to look for sooner after its call."""
+        """None of them has anything to look for sooner after its call; the broker's thread alone changes it."""
+        self.noted: deque[float] = deque()
+        """By tasks for which that is too late, not heeded yet."""
         self.next_look = float("inf")
         """When the broker's thread looks after them and after retries next, on the monotonic clock."""
         self.orphans: dict[int, list[Handle]] = {}
@@ -161,21 +163,18 @@ class Pump:
             keep = keep, call.keep  # type: ignore[union-attr]
             if not call.buffers:  # type: ignore[union-attr]
                 call = call.meta  # type: ignore[union-attr]
-        if policy is not NO_POLICY:
-            flags |= self._note(future.task_id, policy)
-        if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
-            record: TaskRecord = Record(future.task_id, future, payload + call, flags, keep, name, policy)
+        record: TaskRecord = Record(future.task_id, future, payload, flags, keep, name, policy)
+        try:
+            if policy is not NO_POLICY:
+                self._note(record)
+            if type(call) is bytes and len(payload) + len(call) <= SLOT_PAYLOAD_BYTES:
+                record.payload = payload + call
+            elif not self.place_in_memory(record, parts := parts_of(call)):
+                self.on_full(record, parts)
             self.inbox.append(record)
-        else:
-            record = Record(future.task_id, future, payload, flags, keep, name, policy)
-            parts = parts_of(call)
-            try:
-                if not self.place_in_memory(record, parts):
-                    self.on_full(record, parts)
-                self.inbox.append(record)
-            except BaseException:
-                self._withdraw_uncommitted(record)
-                raise
+        except BaseException:
+            self._withdraw_uncommitted(record)
+            raise
         if self.ended:
             raise BoardClosed
         if len(self.ledger.records) < self.backlog:
@@ -183,17 +182,30 @@ class Pump:
         elif len(self.inbox) >= DEFER:
             self.pump()
 
-    def _note(self, task_id: int, policy: Policy) -> int:
-        """What the policy of a task that is about to be posted calls for; the flags of its slot."""
-        flags = AGAIN if policy.may_repeat else 0
+    def _note(self, record: TaskRecord) -> None:
+        """Do what the policy of a task that is about to be posted calls for."""
+        policy = record.policy
+        if policy.may_repeat:
+            record.flags |= AGAIN
         if not policy.is_watched:
-            return flags
+            return
+        record.flags |= TIMED
         after = policy.look_after
-        self.look_after = min(after, self.look_after) if self.watched else after
-        self.watched.add(task_id)
+        self.watched.add(record.task_id)
+        if after < self.look_after:
+            self.noted.append(after)
         if time.monotonic() + after < self.next_look:
             self._on_news()
-        return flags | TIMED
+
+    def heed_notes(self) -> None:
+        """Bring ``look_after`` up to date.  For the broker's thread; tasks may be noted at any moment of it."""
+        shortest, self.look_after = self.look_after, float("inf")  # from here on all tasks append
+        # Asked after that: a task that did not append, since it had read the old one, is in there.
+        if not self.watched:
+            shortest = float("inf")
+        while self.noted:
+            shortest = min(shortest, self.noted.popleft())
+        self.look_after = shortest
 
     def _withdraw_uncommitted(self, record: TaskRecord) -> None:
         """An exception came before the task was committed, or right after: in that case it is left alone.
@@ -255,8 +267,22 @@ class Pump:
         """Whether so many tasks with blocks are under way that no member idles while another waits for room."""
         return len(self.placed) >= _PLACED_A_ROW * len(self.board.rows)
 
+    def rests(self, record: TaskRecord) -> None:
+        """The task waits for another attempt: nobody is to wait for the room that its arguments take.  Under ``mutex``."""
+        self.pieces.pop(record.word, None)
+        self.ledger.repost(record)
+        self.placed.discard(record.task_id)
+        if self.room:
+            self._tell_of_room()
+
+    def resumes(self, record: TaskRecord) -> None:
+        """That attempt is due.  Under ``mutex``."""
+        if type(record.block) is Handle:
+            self.placed.add(record.task_id)
+        self.inbox.append(record)
+
     def _tell_of_room(self) -> None:
-        """Some block was given back.  Under ``mutex``."""
+        """Some block was given back, or will not be soon: who waits looks again.  Under ``mutex``."""
         while self.room:
             if not self.room[0].settle_alone(None, None):
                 self._hand_to_broker(self.room[0], None, None)
@@ -289,12 +315,11 @@ class Pump:
             raise
 
     def pump_surely(self) -> None:
-        """The same, after whoever pumps now.  For the broker's thread."""
+        """The same, after whoever pumps now; at the end members are still heard.  For the broker's thread."""
         with self.mutex:
-            if self.ended:
-                return
-            self._flush()
-            if self._drain():
+            if not self.ended:
+                self._flush()
+            if self._drain() and not self.ended:
                 self._flush()
 
     # ---- tasks to deques
@@ -442,10 +467,10 @@ class Pump:
             if isinstance(result, outcome.Value):
                 self.settle(record, result.value, None, TaskEvent.ANSWER)
             elif record.policy.retries:
-                self.failed.append((record, word, result.exception))
+                self.failed.append((record, word, _error_of(record, result)))
                 self._on_news()
             else:
-                self.settle(record, None, result.exception, TaskEvent.ANSWER)
+                self.settle(record, None, _error_of(record, result), TaskEvent.ANSWER)
             if handle is not None:
                 self._free_unless_viewed(handle)
         outbox.consumed()
@@ -543,6 +568,10 @@ class Pump:
     def _hand_to_broker(self, future: TaskFuture, value: Any, error: BaseException | None) -> None:
         self.due.append((future, value, error))
         self._on_news()
+
+    def tell_cancelled(self, future: TaskFuture) -> None:
+        """Have waiters and callbacks of a future that is marked as cancelled told."""
+        self._hand_to_broker(future, None, CANCELLED)
 
     def forget(self, record: TaskRecord, event: TaskEvent) -> None:
         """The task is over: free its arguments, close its record.  Under ``mutex``."""
@@ -645,7 +674,7 @@ class Pump:
                         self.drain_row(row.index)
                     if not record.future.done():
                         self.withdrawn(record)
-                        record.future.notify_cancelled()
+                        self.tell_cancelled(record.future)
                 self.doubtful.popleft()
 
     def stop(self, future: TaskFuture, kill: Callable[[int], None]) -> bool:
@@ -669,6 +698,7 @@ class Pump:
                     if type(record.block) is Handle:
                         self.orphans.setdefault(row.index, []).append(record.block)
                         record.block = None
+                        self.placed.discard(record.task_id)
                     return self.withdrawn(record)
             self._drain()
             return self._has_failed(record) and future.mark_cancelled()
@@ -681,6 +711,8 @@ class Pump:
         """The member of this row is dead: nobody uses the arguments of tasks that it was killed for."""
         for handle in self.orphans.pop(at, ()):
             self.board.blocks.free(handle)
+        if self.room:
+            self._tell_of_room()
 
     def withdrawn(self, record: TaskRecord) -> bool:
         """Nobody will run the task (any more): forget it.  Under ``mutex``."""
@@ -729,3 +761,12 @@ class Pump:
         """Nothing is pumped any more, and nothing here keeps the memory mapped.  Takes no lock."""
         self.ended = True
         self._sources = []
+
+
+def _error_of(record: TaskRecord, answer: outcome.Error) -> BaseException:
+    """The error of an attempt that ended with this answer: where it was told to end, why it was."""
+    why = record.stopped
+    if why is None or why is CANCELLED:
+        return answer.exception
+    why.__cause__ = answer.exception
+    return why

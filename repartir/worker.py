@@ -9,10 +9,11 @@ import gc
 import os
 import struct
 import sys
+import threading
 import time
 import weakref
 from collections import deque as Deque  # noqa: N812 - `deque` means a task deque here
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from repartir.functions import FunctionCache, function_of
 from repartir.hygiene import take_ctrl_c
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
+from repartir.portable import without_outermost_frame
 from repartir.residence import limit_address_space, own_bytes
 from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch
@@ -53,6 +55,7 @@ HEAD_BYTES = FUNCTION.size
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _BLOCKED_S = 1.0  # the same, for a full outbox
+_LOOK_S = 0.002  # for a full outbox, in threads that have no semaphore
 _LOG_RECORDS = 4
 """A log record may be so many times as large as an answer: there is no arena for it."""
 
@@ -84,14 +87,19 @@ class Worker:
     """The loop of one CPU member, on row ``index`` of the board."""
 
     def __init__(
-        self, board: Board, index: int, wake_fd: int, settings: MemberSettings, stacks_fd: int = -1
+        self,
+        board: Board,
+        index: int,
+        wake_fd: int,
+        settings: MemberSettings,
+        stacks_fds: Sequence[int] = (),
     ) -> None:
         self._board = board
         self._index = index
         self._row = board.rows[index]
         self._words = board.words
         self._wake_fd = wake_fd
-        self._stacks_fd = stacks_fd
+        self._stacks_fds = stacks_fds
         self._settings = settings
         self._functions = FunctionCache()
         self._lane = board.lanes[index]
@@ -119,8 +127,8 @@ class Worker:
         """Serve tasks until the executor closes or this worker has run its share."""
         global _current
         _current = self
-        if self._stacks_fd >= 0:
-            stacks.answer_signals(self._stacks_fd)
+        if self._stacks_fds:
+            stacks.answer_signals(self._stacks_fds, self._index)
         if self._settings.log_levels is not None:
             set_levels(self._settings.log_levels)
             self._forwarder = Forwarder(
@@ -282,10 +290,16 @@ class Worker:
             self._send(0, MEMBER_LOG, data)
 
     def _wait_for_client(self) -> None:
-        """The client holds up what this member wants to publish: sleep until it made room."""
+        """The client holds up what this member wants to publish: sleep until it made room.
+
+        A thread of a task's that logs leaves the semaphore to the main thread, which may sleep there for want of work.
+        """
         self._words[self._row.blocked] = 1
         self._wake_client()
-        self._board.semaphores[self._index].wait(_BLOCKED_S)
+        if threading.current_thread() is threading.main_thread():
+            self._board.semaphores[self._index].wait(_BLOCKED_S)
+        else:
+            time.sleep(_LOOK_S)
 
     def _wake_client(self) -> None:
         try:
@@ -431,7 +445,7 @@ def call_each(fn: Callable[..., Any], items: tuple[Any, ...]) -> list[Any] | Sto
 
 
 def _stopped(values: list[Any], exc: BaseException) -> Stopped:
-    exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next  # without this file's frame
+    without_outermost_frame(exc)
     body = outcome.encode_outcome(outcome.caught(exc))
     assert isinstance(body, bytes)
     return Stopped(values, body)

@@ -29,6 +29,12 @@ def fails_first(path: Path, times: int, error: type[BaseException] = ValueError)
     return calls
 
 
+def sleep_and_fail(path: Path, seconds: float) -> None:
+    calls = count(path)
+    time.sleep(seconds)
+    raise ValueError(f"call {calls}")
+
+
 def dies_first(path: Path, times: int) -> int:
     calls = count(path)
     if calls <= times:

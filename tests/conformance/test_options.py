@@ -10,6 +10,7 @@ import logging
 import operator
 import os
 import signal
+import subprocess
 import time
 from concurrent.futures import Executor
 from pathlib import Path
@@ -27,6 +28,8 @@ from repartir import (
     WorkerDied,
 )
 from repartir.shm.board import MemberState
+from repartir.stacks import SIGNAL
+from tests.shared import family
 
 from . import option_tasks as tasks
 from .conftest import Make
@@ -45,6 +48,12 @@ def until(path: Path) -> None:
     while not path.exists() or not path.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def while_a_stack_is_asked_for(executor: Any) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not executor._broker._attempts._overdue:
+        assert time.monotonic() < deadline
 
 
 @pytest.fixture
@@ -73,6 +82,12 @@ class TestTimeOut:
         error = own.options(timeout=0.2).submit(tasks.HangsPickling).exception(LIMIT_S)
         assert isinstance(error, TaskTimeout)
         assert "in __reduce__" in error.stack
+
+    @workers
+    def test_of_a_function_in_c_says_so(self, own: Any) -> None:
+        error = own.options(timeout=0.1).submit(time.sleep, 60).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert error.stack.endswith("the function of the task, which is not written in Python")
 
     @workers
     def test_costs_no_other_task(self, own: Any, tmp_path: Path) -> None:
@@ -132,6 +147,20 @@ class TestTimeOut:
         limited = ex.options(timeout=30)
         assert [limited.submit(pow, n, 2).result(LIMIT_S) for n in range(100)] == [n * n for n in range(100)]
         assert list(limited.map(operator.neg, range(100))) == [-n for n in range(100)]
+
+    @workers
+    @pytest.mark.parametrize("limit", [30 * 86_400, 1e12, 1e300])
+    def test_of_a_month_and_more(self, own: Any, limit: float) -> None:
+        """Too long for a single sleep."""
+        limited = own.options(timeout=limit, warn_after=limit, retries=1, backoff=lambda _: limit)
+        assert limited.submit(time.sleep, 0.05).result(LIMIT_S) is None
+        assert own.submit(time.sleep, 0.05).result(limit) is None
+        waiting = limited.submit(operator.truediv, 1, 0)
+        while not waiting.cancel():
+            time.sleep(0.001)
+        observed = own.submit(time.sleep, 0.05)
+        observed.add_done_callback(repr)  # so that it has a condition, on which is waited
+        assert observed.result(limit) is None
 
     @workers
     def test_with_somebody_in_wait(self, own: Any) -> None:
@@ -294,6 +323,15 @@ class TestRetries:
         future = own.options(retries=2, backoff=0.1).submit(tasks.fails_first, tmp_path / "calls", 2)
         own.shutdown()
         assert future.result(0) == 3
+
+    @workers
+    def test_shutdown_begins_none_where_it_cancels(self, own: Any, tmp_path: Path) -> None:
+        calls = tmp_path / "calls"
+        future = own.options(retries=5, backoff=0.1).submit(tasks.sleep_and_fail, calls, 0.2)
+        until(calls)
+        own.shutdown(cancel_futures=True)
+        assert isinstance(future.exception(0), ValueError)
+        assert calls.stat().st_size == 1
 
     @workers
     def test_shutdown_may_cancel_them(self, own: Any, tmp_path: Path) -> None:
@@ -511,14 +549,51 @@ class TestWatching:
     def test_the_nurserys_death_while_stacks_are_asked_for(self, own: Any) -> None:
         """Of a worker that is stopped, so it does not answer: nothing waits for it."""
         future = own.options(timeout=0.05).submit(signal.raise_signal, signal.SIGSTOP)
-        lock = own._broker._stacks.lock
-        deadline = time.monotonic() + LIMIT_S
-        while not lock.locked():
-            assert time.monotonic() < deadline
+        while_a_stack_is_asked_for(own)
         os.kill(own._broker._supervisor.nursery_pid, signal.SIGKILL)
         assert future.exception(LIMIT_S) is not None
         own.shutdown()
-        assert not lock.locked()
+
+    @only_fork
+    def test_a_fork_while_stacks_are_asked_for(self, own: Any) -> None:
+        future = own.options(timeout=0.05).submit(signal.raise_signal, signal.SIGSTOP)
+        while_a_stack_is_asked_for(own)
+        with family() as children:
+            children.fork(lambda: None)
+            children.join()
+        assert isinstance(future.exception(LIMIT_S), TaskTimeout)
+
+    @workers
+    @pytest.mark.slow
+    def test_stacks_in_a_callback_while_another_task_is_stopped(self, own: Any) -> None:
+        """The callback runs in the thread that stops tasks."""
+        limited = own.options(timeout=0.2)
+        futures = [limited.submit(tasks.sleep_long) for _ in range(2)]
+        told: list[str] = []
+        for future in futures:
+            future.add_done_callback(lambda _: own._broker.dump_stacks(told.append))
+        assert all(isinstance(future.exception(LIMIT_S), TaskTimeout) for future in futures)
+        own.shutdown()
+        assert len(told) == 6
+
+    @workers
+    def test_stacks_of_workers_that_begin_cost_none(self, make: Make) -> None:
+        executor: Any = make(1)
+        row, words = executor._broker.board.rows[0], executor._broker.board.words
+        deadline = time.monotonic() + LIMIT_S
+        while not words[row.state]:
+            assert time.monotonic() < deadline
+        for _ in range(100):
+            executor._broker._supervisor.dump(0)
+        assert executor.submit(pow, 2, 3).result(LIMIT_S) == 8
+        assert executor.stats().lost == 0
+
+    @workers
+    def test_their_signal_is_as_usual_in_what_a_task_starts(self, ex: Any) -> None:
+        ignored = ex.submit(subprocess.run, ["cat", "/proc/self/status"], capture_output=True, text=True)
+        (mask,) = [line for line in ignored.result(LIMIT_S).stdout.splitlines() if line.startswith("SigIgn:")]
+        assert SIGNAL is not None
+        assert not int(mask.split()[1], 16) >> (SIGNAL - 1) & 1
 
     @workers
     def test_stacks_after_the_end(self, own: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from repartir.errors import InternalError
 from repartir.ledger import MAX_REPOSTS, Died, Ledger, Record, Repost
+from repartir.policy import Policy
 from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
 from repartir.states import TaskEvent, TaskState
 
@@ -342,3 +345,36 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+class _Rude:
+    def __call__(self) -> None: ...
+
+    def __repr__(self) -> str:
+        raise ValueError("no repr")
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(f"no {name}")
+
+
+class _Mocking:
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("called", "title"),
+    [
+        (len, "len"),
+        (str.upper, "str.upper"),
+        (functools.partial(functools.partial(len, list(range(1000)))), "len"),
+        (functools.partial(_Rude()), "_Rude"),
+        (_Rude(), "_Rude"),
+        (_Mocking(), "_Mocking"),
+        (type("C" * 1000, (), {}), "C" * 200),
+    ],
+    ids=["function", "method", "partial", "partial of an object", "object", "mock", "long"],
+)
+def test_a_task_has_a_short_title_whatever_is_called(called: object, title: str) -> None:
+    assert Record(1, None, b"", 0, None, called).title == title
+    assert Record(1, None, b"", 0, None, called, Policy(name="fit")).title == "fit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -48,6 +49,21 @@ def test_none_is_none() -> None:
 def test_a_function_that_returns_nonsense_is_told_so(bad: float, error: type[Exception]) -> None:
     with pytest.raises(error, match="what backoff returns"):
         Policy(backoff=lambda _: bad).delay(1, Always(0.0))
+
+
+def test_seconds_are_floats_whatever_numbers_are_given() -> None:
+    half = Fraction(1, 2)
+    policy = Policy(timeout=half, warn_after=Fraction(1, 4), grace=np.float32(2), backoff=half)  # type: ignore[arg-type]
+    assert (policy.timeout, policy.warn_after, policy.grace, policy.backoff) == (0.5, 0.25, 2.0, 0.5)
+    values = (policy.timeout, policy.warn_after, policy.grace, policy.backoff)
+    assert {type(value) for value in values} == {float}
+    assert type(Policy(backoff=lambda _: half).delay(1, Always(0.0))) is float  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("number", [10**400, Fraction(1, 10**400)])
+def test_what_no_float_can_hold_is_no_time(number: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        Policy(timeout=number)
 
 
 def test_retries_are_counted_and_only_for_what_is_worth_it() -> None:
