@@ -325,6 +325,7 @@ if __name__ == "__main__":
 
 
 @workers
+@pytest.mark.any_start
 def test_ctrl_c_while_the_program_leaves_with(kind: Kind, tmp_path: Path, bell: BellKeeper) -> None:
     """It waits for its tasks there."""
     with started(tmp_path, kind, LEAVING, bell.bell.path) as process:
