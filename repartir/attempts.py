@@ -5,6 +5,7 @@ All of it in the broker's thread, which no signal handler interrupts.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import logging
@@ -12,39 +13,41 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from repartir import logs
 from repartir.diagnosis import describe
 from repartir.environment import oom_kills
 from repartir.errors import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
-from repartir.ledger import MAX_REPOSTS, Failure
+from repartir.ledger import Failure, Failures
 from repartir.policy import MEMORY_LOOK_S
+from repartir.portable import add_note, set_cause, without_outermost_frame
 from repartir.pump import CANCELLED, Pump, TaskRecord
 from repartir.residence import own_bytes
 from repartir.stacks import CHECK_S, StackFile
 from repartir.states import TaskEvent
-from repartir.stats import in_words
+from repartir.stats import in_seconds, in_words
 from repartir.supervisor import Supervisor, describe_exit
 
 _STACK_S = 0.1
 """How long a member that is to be killed may take to write its stacks."""
 _LEAST_LOOK_S = 0.001
+_RECENT_S = 60.0
 _WARNED = 10_000
 """So many attempts that were warned of are remembered, lest they be warned of again."""
-_log = logging.getLogger("repartir")
 
 
 class _Overdue:
-    """A task over its limit, until its member is told to end."""
+    """A task over its limit, whose member is asked for its stacks before it is told to end."""
 
     __slots__ = ("asked_at", "elapsed", "record", "row", "word")
 
-    def __init__(self, record: TaskRecord, row: int, word: int, elapsed: float) -> None:
+    def __init__(self, record: TaskRecord, row: int, word: int, elapsed: float, asked_at: float) -> None:
         self.record = record
         self.row = row
         self.word = word
         self.elapsed = elapsed
-        self.asked_at: float | None = None
+        self.asked_at = asked_at
 
 
 class Attempts:
@@ -54,7 +57,7 @@ class Attempts:
         self,
         pump: Pump,
         supervisor: Supervisor,
-        stacks: StackFile,
+        stacks: Sequence[StackFile],
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -64,28 +67,34 @@ class Attempts:
         self._stacks = stacks
         self._clock = clock
         self._rng = rng or random.Random()
+        self.giving_up = False
+        """No task is tried again: somebody asked that all be cancelled."""
+        self._deaths: deque[tuple[TaskRecord, int, BaseException, int | None]] = deque()
+        """Tasks whose member died, with their words, errors, and exit codes where the death is the error."""
         self._later: list[tuple[float, int, TaskRecord]] = []
         self._order = itertools.count()
-        self._overdue: deque[_Overdue] = deque()
+        self._overdue: list[_Overdue] = []
         self._graces: list[tuple[float, int, int]] = []
         self._warned: dict[int, None] = {}
         """Attempts that were warned of, by their words."""
         self._oom_kills = 0
+        self._oom_asked_at = 0.0
 
     def begin(self) -> None:
         """The executor has begun, and what takes a moment holds up nobody."""
-        self._oom_kills = oom_kills()
+        self._oom_kills, self._oom_asked_at = oom_kills(), self._clock()
 
     def look(self) -> bool:
         """Do what is due, and tell the pump when to look again; whether something was settled."""
         pump = self._pump
-        settled = bool(pump.failed)
+        pump.next_look = float("inf")  # a task that is noted from here on calls for another look
+        pump.heed_notes()
+        settled = bool(pump.failed or self._deaths)
         while pump.failed:
-            record, word, error = pump.failed[0]
-            with pump.mutex:
-                if record.word == word and record.task_id in pump.ledger.records:
-                    self._ended(record, error, died=False)
+            self._ended(*pump.failed[0], None)
             pump.failed.popleft()
+        while self._deaths:
+            self._ended(*self._deaths.popleft())
         if pump.retry_cancelled:
             pump.retry_cancelled = False
             self._forget_cancelled()
@@ -98,72 +107,88 @@ class Attempts:
             waits.append(self._stop_overdue())
         if self._graces:
             waits.append(self._end_graces())
-        pump.next_look = self._clock() + max(min(waits), _LEAST_LOOK_S) if waits else float("inf")
+        if waits:
+            pump.next_look = self._clock() + max(min(waits), _LEAST_LOOK_S)
         return settled
 
-    def end(self) -> None:
-        """Nothing is looked after any more: others may have the file for stacks."""
-        while self._overdue:
-            self._done_with_first()
-
     def died(self, record: TaskRecord, exit_code: int, *, begun: bool) -> None:
-        """The task's member died in it, or for the last time before it.  Under the pump's mutex."""
+        """The task's member died in it, or for the last time before it.  Under the pump's mutex; a look does the rest."""
+        pump, word = self._pump, record.word
+        if any(failed is record and of == word for failed, of, _ in pump.failed):
+            return  # it had answered
         if record.stopped is CANCELLED:
-            self._pump.withdrawn(record)
-            record.future.notify_cancelled()
+            pump.withdrawn(record)
+            pump.tell_cancelled(record.future)
         elif record.stopped is not None:
-            self._ended(record, record.stopped, died=False)
+            self._deaths.append((record, word, record.stopped, None))
         elif begun:
-            out_of_memory = self._killed_for_memory(exit_code)
-            self._ended(record, _died(record, exit_code, out_of_memory=out_of_memory), died=True)
+            error = _died(record, exit_code, self._killed_for_memory(exit_code))
+            self._deaths.append((record, word, error, exit_code))
         else:
-            self._pump.settle(record, None, _never_begun(record, exit_code), TaskEvent.FAIL)
+            pump.settle(record, None, _never_begun(record, exit_code), TaskEvent.FAIL)
 
     def death_in_items(self, record: TaskRecord, exit_code: int) -> BaseException:
         """The error of the item of a map in which its member died."""
-        return _died(record, exit_code, out_of_memory=self._killed_for_memory(exit_code))
+        return _died(record, exit_code, self._killed_for_memory(exit_code))
 
     def never_begun(self, record: TaskRecord, exit_code: int) -> BaseException:
         """The error of items of a map before whose beginning members died too often."""
         return _never_begun(record, exit_code)
 
-    def _killed_for_memory(self, exit_code: int) -> bool:
-        """Whether the kernel has killed for want of memory since this was asked last."""
+    def _killed_for_memory(self, exit_code: int) -> float | None:
+        """If the kernel has killed for want of memory since this was asked last: how many seconds that is ago."""
         if exit_code != -signal.SIGKILL:
-            return False
-        before, self._oom_kills = self._oom_kills, oom_kills()
-        return self._oom_kills > before
-
-    def _ended(self, record: TaskRecord, error: BaseException, *, died: bool) -> None:
-        """An attempt ended with this error: another one, or the end of the task."""
-        pump = self._pump
-        if record.future.done():
-            return pump.forget(record, TaskEvent.CANCEL)
-        if record.may_retry(error, died=died):
-            record.failures = (*record.failures, Failure(error, died))
-            try:
-                delay = record.policy.delay(len(record.failures), self._rng)
-            except Exception as exc:  # noqa: BLE001 - of the user's back-off function
-                return pump.settle(record, None, exc, TaskEvent.FAIL)
-            pump.ledger.repost(record)
-            heapq.heappush(self._later, (self._clock() + delay, next(self._order), record))
             return None
-        if died and record.is_poison():
-            error = _poison(record, error)
-        elif record.failures:
-            attempts = len(record.failures) + 1
-            for nth, earlier in enumerate(record.failures, 1):
-                error.add_note(f"attempt {nth} of {attempts} failed with {describe(earlier.error)}")
-            error.add_note(f"attempt {attempts} of {attempts} failed with this error")
-        return pump.settle(record, None, error, TaskEvent.FAIL)
+        before, asked_at = self._oom_kills, self._oom_asked_at
+        self._oom_kills, self._oom_asked_at = oom_kills(), self._clock()
+        return self._oom_asked_at - asked_at if self._oom_kills > before else None
+
+    def _ended(self, record: TaskRecord, word: int, error: BaseException, exit_code: int | None) -> None:
+        """An attempt ended with this error: another one, or the end of the task.
+
+        Here the user's code runs (a back-off function, the class of the error), so not under the mutex; what it raises fails
+        the task.
+        """
+        pump, delay = self._pump, None
+        if not self._is_current(record, word):
+            return
+        died = exit_code is not None
+        try:
+            if not self.giving_up and record.may_retry(error, died=died):
+                delay = record.policy.delay(record.failures.times + 1, self._rng)
+            else:
+                error = _last_error(record, error, exit_code)
+        except BaseException as exc:  # noqa: BLE001 - `sys.exit()` there ends no thread of ours
+            without_outermost_frame(exc)
+            set_cause(exc, error)
+            error = exc
+        with pump.mutex:
+            if not self._is_current(record, word):
+                return
+            if record.future.done():
+                pump.forget(record, TaskEvent.CANCEL)
+            elif delay is None:
+                pump.settle(record, None, error, TaskEvent.FAIL)
+            else:
+                record.failures = record.failures.and_then(Failure(error, exit_code))
+                pump.rests(record)
+                heapq.heappush(self._later, (self._clock() + delay, next(self._order), record))
+
+    def _is_current(self, record: TaskRecord, word: int) -> bool:
+        """Whether the task is still at this attempt."""
+        return record.word == word and record.task_id in self._pump.ledger.records
 
     def _forget_cancelled(self) -> None:
+        """Each is looked at once: what is cancelled meanwhile is forgotten the next time."""
+        still = []
         with self._pump.mutex:
-            for _, _, record in self._later:
-                if record.future.done():
-                    self._pump.forget(record, TaskEvent.CANCEL)
-        self._later = [later for later in self._later if not later[2].future.done()]
-        heapq.heapify(self._later)
+            for later in self._later:
+                if later[2].future.done():
+                    self._pump.forget(later[2], TaskEvent.CANCEL)
+                else:
+                    still.append(later)
+        heapq.heapify(still)
+        self._later = still
 
     def _post_due(self) -> float:
         """Post tasks whose back-off is over; seconds until the next."""
@@ -174,7 +199,7 @@ class Attempts:
                 if record.future.done():
                     pump.forget(record, TaskEvent.CANCEL)
                 else:
-                    pump.inbox.append(record)
+                    pump.resumes(record)
         pump.pump_surely()
         return self._later[0][0] - now if self._later else float("inf")
 
@@ -192,14 +217,19 @@ class Attempts:
             if not began or words[row.claim] != word:
                 continue
             elapsed = now - began / 1e9
-            error, next_in = self._judge(record, elapsed, pid, words[row.baseline])
+            try:
+                error, next_in = self._judge(record, elapsed, pid, words[row.baseline])
+            except Exception as exc:  # noqa: BLE001 - whatever it is costs this task, not the executor
+                error, next_in = exc, float("inf")
             wait = min(wait, next_in)
             if error is None:
                 continue
             with pump.mutex:
-                if pump.ledger.claimant(word) is record and board.condemn(row.index, word):
-                    record.stopped = error
-                    self._overdue.append(_Overdue(record, row.index, word, elapsed))
+                if not (pump.ledger.claimant(word) is record and board.condemn(row.index, word)):
+                    continue
+                record.stopped = error
+            self._overdue.append(_Overdue(record, row.index, word, elapsed, now))
+            self._stacks[row.index].ask(functools.partial(self._supervisor.dump, row.index))
         return wait
 
     def _judge(
@@ -219,7 +249,13 @@ class Attempts:
         if policy.warn_after is not None and record.word not in self._warned:
             if elapsed >= policy.warn_after:
                 self._warned[record.word] = None
-                _log.warning("task %r has been running for %.3g s in worker %d", record.title, elapsed, pid)
+                logs.tell(
+                    logging.WARNING,
+                    "task %r has been running for %.3g s in worker %d",
+                    record.title,
+                    elapsed,
+                    pid,
+                )
                 while len(self._warned) > _WARNED:
                     del self._warned[next(iter(self._warned))]
             else:
@@ -227,36 +263,24 @@ class Attempts:
         return None, wait
 
     def _stop_overdue(self) -> float:
-        """Have the first overdue member write its stacks, then end it; seconds until the next step."""
-        while self._overdue:
-            first = self._overdue[0]
-            now = self._clock()
-            if not self._is_at(first.row, first.word):
-                self._done_with_first()
+        """End members that have written their stacks, or had time to; seconds until the next step."""
+        now, asked = self._clock(), []
+        for overdue in self._overdue:
+            record, row, file = overdue.record, overdue.row, self._stacks[overdue.row]
+            if not self._is_at(row, overdue.word):
                 continue
-            if first.asked_at is None:
-                if not self._stacks.lock.acquire(blocking=False):
-                    return CHECK_S
-                self._stacks.rewind()
-                self._supervisor.dump(first.row)
-                first.asked_at = now
-                return CHECK_S
-            if not self._stacks.is_written() and now - first.asked_at < _STACK_S:
-                return CHECK_S
-            record = first.record
+            if not file.is_written() and now - overdue.asked_at < _STACK_S:
+                asked.append(overdue)
+                continue
             if isinstance(record.stopped, TaskTimeout):
-                record.stopped = _timeout(record, first.elapsed, self._stacks.text())
+                record.stopped = _timeout(record, overdue.elapsed, file.text())
             if record.policy.grace:
-                self._supervisor.terminate(first.row)
-                self._graces.append((now + record.policy.grace, first.row, first.word))
+                self._supervisor.terminate(row)
+                self._graces.append((now + record.policy.grace, row, overdue.word))
             else:
-                self._supervisor.kill(first.row)
-            self._done_with_first()
-        return float("inf")
-
-    def _done_with_first(self) -> None:
-        if self._overdue.popleft().asked_at is not None:
-            self._stacks.lock.release()
+                self._supervisor.kill(row)
+        self._overdue = asked
+        return CHECK_S if asked else float("inf")
 
     def _end_graces(self) -> float:
         now = self._clock()
@@ -271,10 +295,33 @@ class Attempts:
         return bool(self._board.words[self._board.rows[row].condemned] == word)
 
 
+def _last_error(record: TaskRecord, error: BaseException, exit_code: int | None) -> BaseException:
+    """The error of a task whose last attempt ended with this one."""
+    if exit_code is not None and record.is_poison():
+        return _poison(record, exit_code)
+    if record.failures.times:
+        try:
+            _note_attempts(record.failures, error)
+        except Exception:  # noqa: BLE001 - the class has made something else of its notes
+            logs.tell(logging.WARNING, "the attempts of task %r cannot be noted", record.title, exc_info=True)
+    return error
+
+
+def _note_attempts(failures: Failures, error: BaseException) -> None:
+    attempts = failures.times + 1
+    left_out = failures.times - len(failures.last)
+    if left_out:
+        add_note(error, f"{left_out} attempts of {attempts} before these failed, too")
+    for nth, earlier in enumerate(failures.last, left_out + 1):
+        add_note(error, f"attempt {nth} of {attempts} failed with {describe(earlier.error)}")
+    add_note(error, f"attempt {attempts} of {attempts} failed with this error")
+
+
 def _timeout(record: TaskRecord, elapsed: float, stack: str) -> TaskTimeout:
     told = f" It was at:\n{stack}" if stack else ""
+    limit = record.policy.timeout or 0.0
     return TaskTimeout(
-        f"task {record.title!r} was stopped after {elapsed:.3g} s: its time-out is {record.policy.timeout:g} s. "
+        f"task {record.title!r} was stopped after {in_seconds(elapsed)}: its time-out is {in_seconds(limit)}. "
         f"Its worker was replaced; other tasks are not affected.{told}",
         task=record.title,
         elapsed=elapsed,
@@ -292,13 +339,14 @@ def _over_memory(record: TaskRecord, used: int, limit: int) -> MemoryLimitExceed
     )
 
 
-def _died(record: TaskRecord, code: int, *, out_of_memory: bool) -> WorkerDied:
-    why = (
-        " The kernel has just killed a process because memory ran out, most likely this one: "
-        "give tasks less to do at a time, or use fewer workers."
-        if out_of_memory
-        else ""
-    )
+def _died(record: TaskRecord, code: int, out_of_memory_s: float | None) -> WorkerDied:
+    why = ""
+    if out_of_memory_s is not None:
+        likely = "most likely" if out_of_memory_s < _RECENT_S else "perhaps"
+        why = (
+            f" Within the last {in_seconds(out_of_memory_s)} the kernel has killed a process because memory ran out, "
+            f"{likely} this one: give tasks less to do at a time, or use fewer workers."
+        )
     return _death(
         WorkerDied,
         f"the worker that ran task {record.title!r} died ({describe_exit(code)}). The task may have run in part; "
@@ -311,31 +359,25 @@ def _died(record: TaskRecord, code: int, *, out_of_memory: bool) -> WorkerDied:
 def _never_begun(record: TaskRecord, code: int) -> WorkerDied:
     return _death(
         PoisonTask,
-        f"{MAX_REPOSTS + 1} workers in a row died before they could begin task {record.title!r} "
+        f"{record.reposts + 1} workers died before they could begin task {record.title!r} "
         f"(last: {describe_exit(code)})",
         record,
         code,
     )
 
 
-def _poison(record: TaskRecord, last: BaseException) -> WorkerDied:
-    deaths = [*(failure.error for failure in record.failures if failure.died), last]
-    codes = [_code_of(death) for death in deaths]
+def _poison(record: TaskRecord, last_code: int) -> WorkerDied:
+    deaths = record.failures.deaths + 1
+    codes = [failure.exit_code for failure in record.failures.last if failure.exit_code is not None]
+    told = ", ".join([*(["…"] if len(codes) + 1 < deaths else []), *map(describe_exit, [*codes, last_code])])
     return _death(
         PoisonTask,
-        f"task {record.title!r} killed {len(deaths)} workers ({', '.join(map(describe_exit, codes))}) and is given up: "
-        f"poison_limit={len(deaths)}",
+        f"task {record.title!r} killed {deaths} workers ({told}) and is given up: poison_limit={deaths}",
         record,
-        codes[-1],
+        last_code,
     )
 
 
 def _death(kind: type[WorkerDied], message: str, record: TaskRecord, code: int) -> WorkerDied:
     exit_code, number = (code, None) if code >= 0 else (None, -code)
     return kind(message, exit_code=exit_code, signal=number, task=record.title)
-
-
-def _code_of(death: BaseException) -> int:
-    """The exit code that `_death` was given."""
-    assert isinstance(death, WorkerDied)
-    return death.exit_code if death.signal is None else -death.signal  # type: ignore[return-value]

@@ -24,13 +24,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from repartir import stacks
+from repartir import logs, stacks
 from repartir.attempts import Attempts
 from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
 from repartir.members import Members
-from repartir.pump import KEPT_S, Pump, TaskFuture, TaskRecord
+from repartir.pump import CANCELLED, KEPT_S, Pump, TaskFuture, TaskRecord
 from repartir.shm.blocks import NOTHING
 from repartir.shm.board import Board, BoardClosed, ClientSleep, Kind
 from repartir.shm.segment import freed_listeners
@@ -47,6 +47,7 @@ NAP_MS = (1, 4)
 NAP_ANSWERS = (16, 64)
 """A nap that brought fewer answers makes the next one longer, one that brought more makes it shorter."""
 _START_CHECK_S = 1.0
+_LEFT_CHECK_S = 1.0  # a backstop
 _STACK_S = 0.5
 """How long a member may take to write its stacks."""
 TRIM_AFTER_S = 5.0
@@ -55,9 +56,10 @@ TRIM_BYTES = 1 << 28
 """Given back at a time, between looks for news."""
 WORTH_TRIMMING = 8 << 20
 """With fewer bytes in large free blocks nobody is woken for them."""
+LONGEST_S = 3600.0
+"""Nobody sleeps longer without a look: more than 24 days are too much for ``poll``, and years for a lock."""
 HANDLER_CHECK_S = 0.001
 """How often a wait inside a signal handler looks for its answer."""
-_log = logging.getLogger("repartir")
 
 
 def _tasks_of(record: TaskRecord) -> int:
@@ -121,6 +123,8 @@ class Broker:
         self._room_timeout = room_timeout
         self._rows = rows
         self._made = Bell()
+        self._gone = False
+        self._went = Bell()
         self._failure: BaseException | None = None
         self._begun = False
         self._trim_at: float | None = None
@@ -168,9 +172,10 @@ class Broker:
             os.set_blocking(fd, False)
         # A file object, since closing it is atomic: a finalizer never writes to a descriptor that is another's by now.
         self._wake_w = open(wake_w, "wb", buffering=0, closefd=False)
-        self._stacks = StackFile()
-        undo.callback(self._stacks.close)
-        self._supervisor = Supervisor(board, self._start_method, self._settings, wake_w, self._stacks.fd)
+        self._stacks = [StackFile() for _ in board.rows]
+        undo.callback(self._stacks.clear)
+        stacks_fds = [file.fd for file in self._stacks]
+        self._supervisor = Supervisor(board, self._start_method, self._settings, wake_w, stacks_fds)
         self._supervisor.connect()
         undo.callback(self._supervisor.close)
         if self._start_method != "fork":
@@ -246,13 +251,16 @@ class Broker:
 
     def dump_stacks(self, write: Callable[[str], object]) -> None:
         """Tell ``write`` the Python stacks of this process and of each member."""
-        write(f"client, process {os.getpid()}:\n{stacks.of_this_process()}\n")
-        for row in range(self._rows):
+        write(stacks.told_of_client())
+        for row, file in enumerate(list(self._stacks)):
             with contextlib.suppress(BoardClosed):
                 words, places = self.board.words, self.board.rows[row]
+                if not words[places.pid]:
+                    write(f"\nworker {row}: it has no process now\n")
+                    continue
                 record = self.pump.ledger.claimant(words[places.claim])
                 task = "without a task" if record is None else f"at task {record.title!r}"
-                told = self._stacks.of_member(functools.partial(self._supervisor.dump, row), _STACK_S)
+                told = file.of_member(functools.partial(self._supervisor.dump, row), _STACK_S)
                 write(
                     f"\nworker {row}, process {words[places.pid]}, {task}:\n{told or 'it does not answer'}\n"
                 )
@@ -288,8 +296,20 @@ class Broker:
         self._hand_over()
         self._poke()
 
+    def join(self) -> None:
+        """Return when the broker's thread has done all it does.  May be repeated after an interruption.
+
+        ``Thread.join`` may not: interrupted, it takes the thread for one that has ended (CPython up to 3.12).
+        """
+        while not self._gone and self.thread.ident != threading.get_ident():
+            self._went.wait(_LEFT_CHECK_S)
+            if self._gone:
+                self._went.set()  # for others that wait
+        self.thread.join()
+
     def disown(self) -> None:
         """In a forked child: nothing of this broker works here."""
+        self._gone = True
         if self._ended:
             return  # its descriptors are others' by now
         self._ended = True
@@ -302,6 +322,7 @@ class Broker:
             self._close()
 
     def _cancel_all(self) -> None:
+        self._attempts.giving_up = True
         for record in self.pump.unsettled():
             record.future.cancel()
 
@@ -441,13 +462,10 @@ class Broker:
             if left is not None and left <= 0:
                 return
             self._driven_at = time.monotonic()
-            if self._a_core_is_free():
-                end = clock() + SPIN_S
-                while clock() < end:
-                    if has_news():
-                        break
-                else:
-                    self._park(left, self._poll if self._reports_due else self._poll_all)
+            end = clock() + SPIN_S if self._a_core_is_free() else 0.0
+            while clock() < end:
+                if has_news():
+                    break
             else:
                 self._park(left, self._poll if self._reports_due else self._poll_all)
 
@@ -467,7 +485,7 @@ class Broker:
             timeout = _START_CHECK_S if timeout is None else min(timeout, _START_CHECK_S)
         if pump.collect(time.monotonic()):
             timeout = KEPT_S if timeout is None else min(timeout, KEPT_S)
-        wait_ms = None if timeout is None else max(0.0, timeout * 1000)
+        wait_ms = None if timeout is None else max(0.0, min(timeout, LONGEST_S) * 1000)
         nap = self._choose_nap()
         board.set_client_sleep(ClientSleep.NAPS if nap else ClientSleep.PARKED)
         try:
@@ -511,6 +529,13 @@ class Broker:
     # ---- the broker's thread
 
     def _live(self) -> None:
+        try:
+            self._make_and_run()
+        finally:
+            self._gone = True
+            self._went.set()
+
+    def _make_and_run(self) -> None:
         try:
             with contextlib.ExitStack() as undo:
                 self._make(undo)
@@ -583,7 +608,7 @@ class Broker:
         look = self.pump.next_look
         if look == float("inf"):
             return seconds
-        left = max(0.0, look - time.monotonic())
+        left = max(0.0, min(look - time.monotonic(), LONGEST_S))
         return left if seconds is None else min(left, seconds)
 
     def _give_way(self) -> None:
@@ -637,9 +662,12 @@ class Broker:
         while due:
             future, value, error = due[0]
             try:
-                future.settle_fully(value, error)
+                if error is CANCELLED:
+                    future.notify_cancelled()
+                else:
+                    future.settle_fully(value, error)
             except BaseException:  # noqa: BLE001 - of a callback: sys.exit() there ends no thread of ours
-                _log.exception("a callback of %r raised", future)
+                logs.tell(logging.ERROR, "a callback of %r raised", future, exc_info=True)
             due.popleft()
 
     def _finish_if_due(self) -> bool:
@@ -661,7 +689,6 @@ class Broker:
         reason = self.broken or BrokenProcessPool("the executor was stopped")
         self.pump.end(lambda: _copy_of(reason))
         self.members.deliver_logs()
-        self._attempts.end()
         self._deliver()
         self._supervisor.close(kill=not self.members.nursery_gone)
         self.pump.keep_views_only()
@@ -674,7 +701,7 @@ class Broker:
         self._wake_w.close()
         for fd in self._wake_fds:
             os.close(fd)
-        self._stacks.close()
+        self._stacks.clear()
         self.board.close()
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import multiprocessing
 import numbers
+import operator
 import os
 import re
 import sys
@@ -52,22 +53,33 @@ def size_in_bytes(size: int | str, what: str) -> int:
         if matched is None or unit not in _UNITS:
             raise ValueError(f'{what} must be a number of bytes or a string such as "2GiB", not {size!r}')
         found = int(float(matched["number"]) * _UNITS[unit])
-    elif isinstance(size, int) and not isinstance(size, bool):
-        found = size
     else:
-        raise TypeError(f"{what} must be an int or a string, not {type(size).__name__}")
+        found = as_integer(what, size, "an int or a string")
     if found <= 0:
         raise ValueError(f"{what} must be greater than 0, not {size!r}")
     return found
 
 
-def check_seconds(what: str, value: Any, *, zero_is_allowed: bool = True) -> None:
-    """``TypeError`` or ``ValueError``, naming ``what``, unless the value is a finite number of seconds, not negative."""
+def as_integer(what: str, value: Any, kind: str = "an integer") -> int:
+    """The integer that the value is, numpy's for one; else ``TypeError``, naming ``what``."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{what} must be {kind}, not {type(value).__name__}")
+
+
+def check_seconds(what: str, value: Any, *, zero_is_allowed: bool = True) -> float:
+    """The value as a finite number of seconds, not negative; else ``TypeError`` or ``ValueError``, naming ``what``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{what} must be seconds, not {type(value).__name__}")
-    if not 0 <= float(value) < math.inf or (value == 0 and not zero_is_allowed):
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not 0 <= seconds < math.inf or (seconds == 0 and not zero_is_allowed):
         least = "at least" if zero_is_allowed else "more than"
         raise ValueError(f"{what} must be seconds, {least} 0, not {value!r}")
+    return seconds
 
 
 def choose_start_method(mp_context: Any) -> str:

@@ -104,7 +104,8 @@ class _TakesTasks(concurrent.futures.Executor):
                 is killed and replaced, and the task fails with ``TaskTimeout``.
             grace: seconds between a SIGTERM and the SIGKILL; 0: SIGKILL at once.
             retries: how often a task that failed is run again.
-            retry_on: the exceptions that are worth it.  ``WorkerDied`` and ``TaskTimeout`` are exceptions, too.
+            retry_on: the exceptions that are worth it, by default ``Exception``.  ``WorkerDied`` and ``TaskTimeout`` are
+                exceptions, too; ``SystemExit`` and ``KeyboardInterrupt`` of a task are none by default.
             backoff: seconds before the first retry, doubled for each further one up to a minute, and varied by half; or a
                 function of the number of failures that returns the seconds.
             idempotent: whether a task whose worker died in it may be run again without counting as a retry.
@@ -113,7 +114,7 @@ class _TakesTasks(concurrent.futures.Executor):
                 counted.  It is looked at four times a second; a worker that has more is killed and
                 replaced, and the task fails with ``MemoryLimitExceeded``.
             warn_after: seconds after which a task that still runs is logged as a warning.
-            name: what messages call the task; None: the function's name.
+            name: what messages call the task; None: the function's name.  The ``name`` of an ``Executor`` is another thing.
 
         With a time-out, another limit or retries each item of a ``map`` is a task of its own.
         """
@@ -239,7 +240,8 @@ class _TakesTasks(concurrent.futures.Executor):
         mapping.check_arguments(chunksize, buffersize)
         if self._policy.one_by_one and chunksize not in (None, 1):
             raise ValueError(
-                f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
+                f"with {self._policy.why_one_by_one} each item is a task of its own: "
+                f"chunksize must be None or 1, not {chunksize}"
             )
         mapping.check_reduce(reduce, chunksize, buffersize, return_exceptions=return_exceptions)
         until = mapping.deadline(timeout)
@@ -311,7 +313,7 @@ class Executor(_TakesTasks):
             ``multiprocessing.set_start_method`` chose, else fork on Linux where that is safe.
         initializer, initargs: called in each worker before its first task; if it raises, the executor is broken.
         max_tasks_per_child: after so many tasks a worker is replaced by a fresh one (with any start method).
-        name: shown in ``repr``.
+        name: shown in the executor's ``repr``.  Tasks get names by `options`.
         out_of_band: from so many bytes on the elements of an array travel beside the pickle: copied once, not four times.
         shm_limit: how much shared memory arguments and results may take, in bytes or as "2GiB"; None: 80 % of what is
             free. What finds no room waits or spills into a file, see `submit`.
@@ -357,19 +359,21 @@ class Executor(_TakesTasks):
             max_workers = default_workers()
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        elif operator.index(max_workers) > MAX_ROWS:
+        elif (max_workers := operator.index(max_workers)) > MAX_ROWS:
             raise ValueError(f"max_workers must be <= {MAX_ROWS}")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if max_tasks_per_child is not None:
-            if not isinstance(max_tasks_per_child, int):
-                raise TypeError("max_tasks_per_child must be an integer")
+            try:
+                max_tasks_per_child = operator.index(max_tasks_per_child)
+            except TypeError:
+                raise TypeError("max_tasks_per_child must be an integer") from None
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
         self._threshold = size_in_bytes(out_of_band, "out_of_band")
         limit = None if shm_limit is None else max(size_in_bytes(shm_limit, "shm_limit"), _LEAST_LIMIT)
         if shm_timeout is not None:
-            check_seconds("shm_timeout", shm_timeout)
+            shm_timeout = check_seconds("shm_timeout", shm_timeout)
         self._policy = NO_POLICY.changed(
             timeout=timeout,
             grace=grace,
@@ -436,7 +440,7 @@ class Executor(_TakesTasks):
         self._shut = True
         self._broker.close(cancel=cancel_futures)
         if wait:
-            self._broker.thread.join()
+            self._broker.join()
 
     def terminate_workers(self) -> None:
         """End all workers by SIGTERM; the executor is of no use afterwards."""
@@ -449,7 +453,12 @@ class Executor(_TakesTasks):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit):
             self.kill_workers()
-        self.shutdown()
+        try:
+            self.shutdown()
+        except (KeyboardInterrupt, SystemExit):
+            self.kill_workers()
+            self.shutdown()
+            raise
 
     def _stop(self, *, terminate: bool) -> None:
         self._shut = True
@@ -506,7 +515,7 @@ def _at_interpreter_exit() -> None:
             broker.abort()
         else:
             broker.close(cancel=False)
-        broker.thread.join()
+        broker.join()
 
 
 def _forget_parents_executors() -> None:

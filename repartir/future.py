@@ -20,6 +20,8 @@ from concurrent.futures._base import (
 )
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from repartir.diagnosis import is_interruption
+
 T = TypeVar("T")
 
 LEAKED_LOCK_S = 0.1
@@ -168,7 +170,7 @@ class Future(concurrent.futures.Future[T]):
         """Sleep until somebody else settles this future, at most ``timeout`` seconds."""
         with self._condition:
             if self._state not in _DONE:
-                self._condition.wait(timeout)
+                self._condition.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
     def settle_alone(self, result: Any, exception: BaseException | None) -> bool:
         """Set the outcome if nobody ever asked for the condition; may be repeated after an interruption.
@@ -216,7 +218,9 @@ class Future(concurrent.futures.Future[T]):
             callback = callbacks.pop(0)
             try:
                 callback(self)
-            except Exception:  # noqa: BLE001 - logged, as the standard library does
+            except BaseException as exc:
+                if is_interruption(exc):
+                    raise
                 LOGGER.exception("exception calling callback for %r", self)
 
     def set_result(self, result: T) -> None:

@@ -64,6 +64,22 @@ def leave_parent_behind() -> None:
     gc.freeze()
 
 
+def leave_ctrl_c_to_client() -> None:
+    """In a member.  Not ignored, since a command that a task runs would ignore it for good."""
+    signal.signal(signal.SIGINT, _go_on)
+    signal.siginterrupt(signal.SIGINT, False)  # calls of the operating system in C code of others go on, too
+
+
+def take_ctrl_c() -> None:
+    """In a child that a task has forked: it ends as it would elsewhere."""
+    if signal.getsignal(signal.SIGINT) is _go_on:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _go_on(*_: object) -> None:
+    return None
+
+
 def leave(code: int) -> NoReturn:
     """End this forked process here, whatever its stdio is like: no exception may reach the caller of ``os.fork``."""
     try:

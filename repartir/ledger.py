@@ -5,6 +5,7 @@ It knows no process, clock, lock or socket, and it touches a future only to hand
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -19,11 +20,33 @@ MAX_REPOSTS = 3
 """How often a task that provably never began is posted again after its member died."""
 
 
+_LONGEST_NAME = 200
+
+
+KEPT_FAILURES = 10
+"""Of a task that is tried more often the errors before these are let go."""
+
+
 class Failure(NamedTuple):
-    """An attempt that is followed by another: its error, and whether that was its worker's death."""
+    """An attempt that is followed by another: its error, and the exit code if that was its worker's death."""
 
     error: BaseException
-    died: bool
+    exit_code: int | None
+
+
+class Failures(NamedTuple):
+    """All of them of one task: how many, how many of these were deaths, and the last."""
+
+    times: int = 0
+    deaths: int = 0
+    last: tuple[Failure, ...] = ()
+
+    def and_then(self, failure: Failure) -> Failures:
+        died = failure.exit_code is not None
+        return Failures(self.times + 1, self.deaths + died, (*self.last, failure)[-KEPT_FAILURES:])
+
+
+_NONE_YET = Failures()
 
 
 class Record(Generic[F]):
@@ -31,11 +54,11 @@ class Record(Generic[F]):
 
     ``word`` is id and attempt as shared memory has them, ``payload`` and ``flags`` are what the slot carries; ``keep``
     holds what must live as long as the task (the function's reference); ``block`` is the arena block of its
-    arguments, if it has one.  ``failures`` are the attempts that began and failed, ``stopped`` is the error for which its
-    worker is being killed.
+    arguments, if it has one.  ``failures`` are the attempts that began and failed, ``reposts`` counts the workers that died
+    of themselves before they began it, ``stopped`` is the error for which its worker is being killed.
 
     A task that is part of a map has its ``job``, and answers for the items in ``spans``; those in its block count from
-    ``base``.  ``unbegun`` is how often a worker died before it began the first of them.
+    ``base``.
     """
 
     __slots__ = (
@@ -52,6 +75,7 @@ class Record(Generic[F]):
         "payload",
         "policy",
         "position",
+        "reposts",
         "spans",
         "state",
         "stopped",
@@ -83,31 +107,22 @@ class Record(Generic[F]):
         self.position = -1
         self.state = TaskState.PENDING
         self.policy = policy
-        self.failures: tuple[Failure, ...] = ()
+        self.failures = _NONE_YET
+        self.reposts = 0
         self.job: Any = None
         self.base = 0
         self.spans: tuple[tuple[int, int], ...] = ()
-        self.unbegun = 0
         self.stopped: BaseException | None = None
 
     @property
     def title(self) -> str:
         """What messages call the task."""
-        return self.policy.name or getattr(self.name, "__qualname__", None) or repr(self.name)
-
-    @property
-    def reposts(self) -> int:
-        """How often a worker died before it began the task."""
-        return self.attempt - 1 - len(self.failures)
+        return self.policy.name or _name_of(self.name)
 
     def is_poison(self) -> bool:
         """Whether a worker that dies in it now is as many as it may kill, where it may be run again."""
         limit = self.policy.poison_limit
-        return (
-            self.policy.may_repeat
-            and limit is not None
-            and sum(failure.died for failure in self.failures) + 1 >= limit
-        )
+        return self.policy.may_repeat and limit is not None and self.failures.deaths + 1 >= limit
 
     def may_retry(self, error: BaseException, *, died: bool) -> bool:
         """Whether an attempt that ended with this error (``died``: its worker's end) is followed by another."""
@@ -115,7 +130,18 @@ class Record(Generic[F]):
             return False
         if died and self.policy.idempotent:
             return True
-        return self.policy.retries_after(error, len(self.failures) + 1)
+        return self.policy.retries_after(error, self.failures.times + 1)
+
+
+def _name_of(function: object) -> str:
+    """A short name, whatever the program called.  Not its ``repr``, which may be large, or raise: it is the user's code."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    except Exception:  # noqa: BLE001 - of the user's `__getattr__`
+        name = None
+    return name[:_LONGEST_NAME] if isinstance(name, str) else type(function).__qualname__
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +205,11 @@ class Ledger(Generic[F]):
             record.state = TRANSITIONS.get((state, event)) or after(state, event)
         self.records.pop(record.task_id, None)
 
-    def member_died(self, claims: Iterable[int], started: int) -> list[Action[F]]:
+    def member_died(self, claims: Iterable[int], started: int, *, expected: bool = False) -> list[Action[F]]:
         """A member died with these claims; ``started`` is the newest task that it had begun to decode.
 
-        A task that was claimed and not begun goes back, at most ``MAX_REPOSTS`` times; what becomes of one that was begun
-        depends on the error, see `Record.may_retry`.
+        A task that was claimed and not begun goes back: at most ``MAX_REPOSTS`` times, unless the death was ``expected``,
+        which says nothing of the task.  What becomes of one that was begun depends on the error, see `Record.may_retry`.
         """
         actions: list[Action[F]] = []
         for word in claims:
@@ -192,14 +218,15 @@ class Ledger(Generic[F]):
                 continue
             if word == started:
                 actions.append(Died(record, begun=True))
-            elif record.reposts >= MAX_REPOSTS:
+            elif record.attempt >= ATTEMPT_MASK or (record.reposts >= MAX_REPOSTS and not expected):
                 actions.append(Died(record, begun=False))
             else:
                 actions.append(Repost(record))
         return actions
 
-    def repost(self, record: Record[F]) -> None:
-        """The next attempt of a task."""
+    def repost(self, record: Record[F], *, lost: bool = False) -> None:
+        """The next attempt of a task; ``lost``: a worker died of itself before it began this one."""
+        record.reposts += lost
         record.state = after(record.state, TaskEvent.REPOST)
         record.attempt += 1
         record.word = task_word(record.task_id, record.attempt)

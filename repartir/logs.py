@@ -23,6 +23,8 @@ SEQUENCE = struct.Struct("=Q")
 """Before each record: its number, since the client may drain one twice."""
 _RECORD, _WARNING = range(2)
 _PLAIN = (str, int, float, bool, type(None))
+_EXACT: dict[type, Callable[[Any], object]]
+_EXACT = {str: str.__str__, int: int.__int__, float: float.__float__}
 _formatter = logging.Formatter()
 _SHORT = 500
 _ESSENTIAL = {
@@ -70,7 +72,7 @@ class Forwarder(logging.Handler):
 
     def __init__(self, worker: str, largest_bytes: int, send: Callable[[bytes], None]) -> None:
         super().__init__()
-        self.pending: deque[bytes] = deque()
+        self.pending: deque[_Waiting] = deque()
         self._worker = worker
         self._largest = largest_bytes
         self._send = send
@@ -98,7 +100,10 @@ class Forwarder(logging.Handler):
         """Send what waits, unless that is being done."""
         while self.pending and self._sends.acquire(blocking=False):
             try:
-                self._send(self.pending[0])
+                first = self.pending[0]
+                # Numbered here, by one thread at a time: in the order in which they are sent, and again the same.
+                first.number = first.number or next(self._numbers)
+                self._send(SEQUENCE.pack(first.number) + first.data)
                 self.pending.popleft()
             except InternalError:
                 return
@@ -113,7 +118,7 @@ class Forwarder(logging.Handler):
         if record.exc_info:
             fields["exc_text"] = record.exc_text or _formatter.formatException(record.exc_info)
             fields["exc_info"] = None
-        return {name: value if isinstance(value, _PLAIN) else repr(value) for name, value in fields.items()}
+        return {name: value if type(value) in _PLAIN else _plain(value) for name, value in fields.items()}
 
     def _show_warning(
         self, message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
@@ -129,7 +134,7 @@ class Forwarder(logging.Handler):
             data = pickle.dumps((kind, {**fields, "category": UserWarning}))
         if len(data) > self._largest - SEQUENCE.size:
             data = pickle.dumps((kind, self._shortened(fields)))
-        self.pending.append(SEQUENCE.pack(next(self._numbers)) + data)
+        self.pending.append(_Waiting(data))
         self.flush()
 
     def _shortened(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -140,11 +145,40 @@ class Forwarder(logging.Handler):
         return short
 
 
+class _Waiting:
+    """A record that is not sent yet, or perhaps it is: an exception came in between."""
+
+    __slots__ = ("data", "number")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.number = 0
+
+
+def _plain(value: object) -> object:
+    """What takes the place of a value whose class the client may lack: the number or text that it is, or what it shows."""
+    for kind, exact in _EXACT.items():
+        if isinstance(value, kind):
+            return exact(value)
+    return repr(value)
+
+
 def _cut(value: Any, most: int, note: str = "") -> Any:
     """A text of at most so many bytes, with the note behind it if it was longer."""
     if not isinstance(value, str) or len(encoded := value.encode(errors="replace")) <= most:
         return value
     return encoded[:most].decode(errors="ignore") + note
+
+
+_log = logging.getLogger("repartir")
+
+
+def tell(level: int, message: str, *args: object, exc_info: bool = False) -> None:
+    """Log in a thread of ours, whatever the program's handlers and filters raise: that is printed."""
+    try:
+        _log.log(level, message, *args, exc_info=exc_info)
+    except BaseException:  # noqa: BLE001 - `sys.exit()` there ends no thread of ours
+        traceback.print_exc()
 
 
 _registry: dict[Any, Any] = {}

@@ -98,6 +98,11 @@ class MapJob:
 
     # ---- for the pump
 
+    def enter(self, record: Record[Any], first: int, count: int) -> None:
+        """A record for ``count`` items from ``first`` on is about to be posted."""
+        record.job, record.base, record.spans = self, first, ((first, first + count),)
+        self.records[record.task_id] = record
+
     def give(self, first: int, outcome: Outcome) -> None:
         """An outcome has come.  May come again, and what came before may come again with more."""
         end = first + count_of(outcome)

@@ -31,7 +31,7 @@ def check_arguments(chunksize: int | None, buffersize: int | None) -> None:
     """Raise the standard library's exceptions for bad numbers."""
     if chunksize is not None and chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
-    if buffersize is not None and not isinstance(buffersize, int):
+    if buffersize is not None and not hasattr(buffersize, "__index__"):
         raise TypeError("buffersize must be an integer or None")
     if buffersize is not None and buffersize < 1:
         raise ValueError("buffersize must be None or > 0")

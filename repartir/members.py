@@ -90,7 +90,7 @@ class Members:
             for at in late:
                 self._supervisor.kill(at)
                 self._hung.add(at)
-            self._supervisor.extend_deadline()
+            self._supervisor.extend_deadlines(late)
         return False
 
     def _hear_members(self) -> None:
@@ -129,7 +129,6 @@ class Members:
         self._board.reset_row(at)
         if not (self.retiring or self._board.closing):
             self.starting = True
-            self._supervisor.extend_deadline()
             self._supervisor.fork(at)
         self._board.parking.wake_all()
 
@@ -138,13 +137,14 @@ class Members:
         board, pump = self._board, self._pump
         row = board.rows[at]
         claim, started = board.words[row.claim], board.words[row.started]
+        expected = self._is_expected(at)
         held = pump.ledger.records.get(claim >> ATTEMPT_BITS)
         if held is not None and held.flags & RANGE:
-            self._judge_range(at, held, begun=claim == started, exit_code=exit_code)
+            self._judge_range(at, held, begun=claim == started, expected=expected, exit_code=exit_code)
             claim = 0
-        for action in pump.ledger.member_died([claim], started):
+        for action in pump.ledger.member_died([claim], started, expected=expected):
             if isinstance(action, Repost):
-                pump.repost(action.record)
+                pump.repost(action.record, lost=not expected)
             else:
                 self._attempts.died(action.record, exit_code, begun=action.begun)
         if claim and not pump.has_view_of(claim):
@@ -153,7 +153,9 @@ class Members:
         board.blocks.free_owned(UNSENT | at)
         pump.bury_orphans(at)
 
-    def _judge_range(self, at: int, record: TaskRecord, *, begun: bool, exit_code: int) -> None:
+    def _judge_range(
+        self, at: int, record: TaskRecord, *, begun: bool, expected: bool, exit_code: int
+    ) -> None:
         """A member died with items of a map in hand: what it answered counts, the item that it was in fails, the rest is
         posted anew."""
         pump, job, base = self._pump, record.job, record.base
@@ -171,18 +173,21 @@ class Members:
                 open_from = fails_to
         else:
             open_from, end = items_of(record.payload)
-        unbegun = 0 if begun else record.unbegun + 1
-        if open_from < end and unbegun > MAX_REPOSTS:
+        reposts = 0 if begun else record.reposts + (not expected)
+        if open_from < end and reposts > MAX_REPOSTS:
             error = self._attempts.never_begun(record, exit_code)
             job.give(base + open_from, Failed(error, end - open_from))
         elif open_from < end:
-            pump.post_rest(record, open_from, end, unbegun=unbegun)
+            pump.post_rest(record, open_from, end, reposts=reposts)
         pump.end_if_over(record)
 
-    def _count_exit(self, at: int, exit_code: int) -> None:
+    def _is_expected(self, at: int) -> bool:
+        """Whether the member of this row ended of its own will or was killed for a task."""
         row, words = self._board.rows[at], self._board.words
-        expected = words[row.state] == MemberState.RETIRED or words[row.condemned]
-        if not (expected or self.retiring):
+        return words[row.state] == MemberState.RETIRED or bool(words[row.condemned])
+
+    def _count_exit(self, at: int, exit_code: int) -> None:
+        if not (self._is_expected(at) or self.retiring):
             self.lost += 1
             if not self._ready[at]:
                 self._early_deaths[at] += 1

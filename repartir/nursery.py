@@ -23,7 +23,13 @@ from typing import NoReturn
 
 from repartir import optional
 from repartir.codec import decode, encode_value, parts_of, raw
-from repartir.hygiene import die_with_parent, leave, leave_parent_behind, reseed
+from repartir.hygiene import (
+    die_with_parent,
+    leave,
+    leave_ctrl_c_to_client,
+    leave_parent_behind,
+    reseed,
+)
 from repartir.shm.board import Board, MemberState
 from repartir.stacks import SIGNAL
 from repartir.worker import MemberSettings, Worker
@@ -173,6 +179,7 @@ class Nursery:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            leave_ctrl_c_to_client()
             die_with_parent(self._pid)
             for fd in (self._wake_r, self._wake_w, self._life_w, self._client_fd):
                 if fd >= 0:
@@ -195,6 +202,10 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
     code = 1
     try:
         leave_parent_behind()
+        if SIGNAL is not None:
+            signal.signal(
+                SIGNAL, signal.SIG_IGN
+            )  # until a member has begun and answers it: the default is to end it
         shared = optional.shared
         if shared is not None:
             shared.protect()
@@ -214,13 +225,16 @@ class FreshStart:
     argv: list[str]
     authkey: bytes
     members: MemberSettings
+    stacks_fds: Sequence[int] = ()
 
     @classmethod
-    def of_this_process(cls, start_method: str, members: MemberSettings) -> FreshStart:
+    def of_this_process(
+        cls, start_method: str, members: MemberSettings, stacks_fds: Sequence[int] = ()
+    ) -> FreshStart:
         import multiprocessing
 
         authkey = bytes(multiprocessing.current_process().authkey)
-        return cls(os.getpid(), start_method, sys.argv, authkey, members)
+        return cls(os.getpid(), start_method, sys.argv, authkey, members, stacks_fds)
 
     def send(self, control: socket.socket) -> None:
         encoded = encode_value(self, what="the initializer")
@@ -260,7 +274,7 @@ def _receive(control: socket.socket, size: int) -> bytearray:
 
 
 def fresh_command(fds: Sequence[int]) -> list[str]:
-    """The command line of a nursery in a fresh interpreter; ``fds``: control, wake pipe, stacks, segments."""
+    """The command line of a nursery in a fresh interpreter; ``fds``: control, wake pipe, segments."""
     from multiprocessing import spawn, util
 
     executable = os.fsdecode(spawn.get_executable())
@@ -272,7 +286,7 @@ def run_fresh(fds: Sequence[int]) -> None:
     """The nursery's life in a fresh interpreter."""
     import multiprocessing
 
-    control_fd, wake_fd, stacks_fd, ring_fd, memory_fd, overflow_fd, *lock_fd = fds
+    control_fd, wake_fd, ring_fd, memory_fd, overflow_fd, *lock_fd = fds
     control = socket.socket(fileno=control_fd)
     start = FreshStart.receive(control)
     sys.argv = start.argv
@@ -280,7 +294,7 @@ def run_fresh(fds: Sequence[int]) -> None:
     board = Board.attach(ring_fd, (memory_fd, overflow_fd), lock_fd[0] if lock_fd else None)
 
     def run(row: int) -> None:
-        Worker(board, row, wake_fd, start.members, stacks_fd).run()
+        Worker(board, row, wake_fd, start.members, start.stacks_fds).run()
 
     settings = NurserySettings(start.client_pid, start.start_method, run)
     run_forked(control, board, settings)

@@ -18,7 +18,13 @@ from typing import Any
 from repartir.codec import ATOMS, OUT_OF_BAND_BYTES, PROTOCOL, Encoded, decode, encode_result
 from repartir.diagnosis import describe, is_interruption
 from repartir.errors import TaskNotSerializable
-from repartir.portable import message_of, portable_pickle, strip_tracebacks
+from repartir.portable import (
+    message_of,
+    portable_pickle,
+    set_cause,
+    strip_tracebacks,
+    without_outermost_frame,
+)
 
 ERROR_MARK = b"E"  # a pickle begins with b"\x80"
 
@@ -76,8 +82,7 @@ def capture(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     try:
         return Value(fn(*args, **kwargs))
     except BaseException as exception:  # noqa: BLE001
-        # Without this frame. No local name for the traceback: it would keep the frame and so the arguments.
-        exception.__traceback__ = exception.__traceback__ and exception.__traceback__.tb_next
+        without_outermost_frame(exception)
         return caught(exception)
 
 
@@ -104,9 +109,9 @@ def encode_outcome(outcome: Value | Error, threshold: int = OUT_OF_BAND_BYTES) -
     """
     if isinstance(outcome, Value):
         value = outcome.value
-        if type(value) in ATOMS:
-            return pickle.dumps(value, PROTOCOL)
         try:
+            if type(value) in ATOMS:
+                return pickle.dumps(value, PROTOCOL)
             return encode_result(value, threshold)
         except BaseException as exception:  # noqa: BLE001
             outcome = caught(exception)
@@ -154,7 +159,7 @@ def _decode_error(envelope: memoryview) -> Error:
             f"the task raised {summary}; "
             f"this exception cannot be unpickled in the client: {describe(failure)}"
         )
-    exception.__cause__ = RemoteTraceback(text)
+    set_cause(exception, RemoteTraceback(text))
     return Error(exception, text)
 
 

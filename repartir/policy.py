@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from repartir.environment import check_seconds, size_in_bytes
+from repartir.environment import as_integer, check_seconds, size_in_bytes
+from repartir.shm.layout import ATTEMPT_MASK
 
+MOST_RETRIES = ATTEMPT_MASK - 1
 POISON_LIMIT = 3
 """A task that may be run again and killed so many workers is given up."""
 LONGEST_BACKOFF_S = 60.0
@@ -63,23 +65,23 @@ class Policy:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout is not None:
-            check_seconds("timeout", self.timeout, zero_is_allowed=False)
-        check_seconds("grace", self.grace)
-        _check_count("retries", self.retries, 0)
-        if self.warn_after is not None:
-            check_seconds("warn_after", self.warn_after, zero_is_allowed=False)
-        if self.memory_limit is not None:
-            _check_count("memory_limit", self.memory_limit, 1)
-        if self.poison_limit is not None:
-            _check_count("poison_limit", self.poison_limit, 1)
+        for name in ("timeout", "warn_after"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_seconds(name, value, zero_is_allowed=False))
+        object.__setattr__(self, "grace", check_seconds("grace", self.grace))
+        if not callable(self.backoff):
+            object.__setattr__(self, "backoff", check_seconds("backoff", self.backoff))
+        object.__setattr__(self, "retries", _count("retries", self.retries, 0, MOST_RETRIES))
+        for name in ("memory_limit", "poison_limit"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _count(name, value, 1))
+        if not isinstance(self.idempotent, bool):
+            raise TypeError(f"idempotent must be True or False, not {self.idempotent!r}")
         if not isinstance(self.retry_on, tuple):
             object.__setattr__(self, "retry_on", (self.retry_on,))
         for kind in self.retry_on:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise TypeError(f"retry_on must be exception classes, not {kind!r}")
-        if not callable(self.backoff):
-            check_seconds("backoff", self.backoff)
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"name must be a string or None, not {type(self.name).__name__}")
 
@@ -102,6 +104,18 @@ class Policy:
         return self.is_watched or self.may_repeat
 
     @property
+    def why_one_by_one(self) -> str:
+        """The options that call for that."""
+        given = {
+            "timeout": self.timeout is not None,
+            "memory_limit": self.memory_limit is not None,
+            "warn_after": self.warn_after is not None,
+            "retries": self.retries > 0,
+            "idempotent": self.idempotent,
+        }
+        return ", ".join(name for name, is_given in given.items() if is_given)
+
+    @property
     def is_watched(self) -> bool:
         """Whether somebody must look after the task while it runs."""
         return not (self.timeout is None and self.memory_limit is None and self.warn_after is None)
@@ -119,18 +133,18 @@ class Policy:
     def delay(self, failures: int, rng: random.Random) -> float:
         """Seconds between the ``failures``-th failure and the next attempt."""
         if callable(self.backoff):
-            seconds = self.backoff(failures)
-            check_seconds("what backoff returns", seconds)
-            return float(seconds)
+            return check_seconds("what backoff returns", self.backoff(failures))
         longest = min(self.backoff * 2.0 ** min(failures - 1, 64), LONGEST_BACKOFF_S)
         return longest * (1 - _JITTER * rng.random())
 
 
-def _check_count(what: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{what} must be at least {least}, not {value}")
+def _count(what: str, value: Any, least: int, most: int | None = None) -> int:
+    count = as_integer(what, value)
+    if count < least:
+        raise ValueError(f"{what} must be at least {least}, not {count}")
+    if most is not None and count > most:
+        raise ValueError(f"{what} must be at most {most}, not {count}")
+    return count
 
 
 NO_POLICY = Policy()

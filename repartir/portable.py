@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from repartir.diagnosis import describe
@@ -21,6 +22,11 @@ _args_of: Callable[[BaseException], tuple[Any, ...]] = vars(BaseException)["args
 _message_of_group: Callable[[BaseException], str] = vars(BaseExceptionGroup)["message"].__get__
 _parts_of_group: Callable[[BaseException], tuple[BaseException, ...]]
 _parts_of_group = vars(BaseExceptionGroup)["exceptions"].__get__
+_attributes_of: Callable[[BaseException], dict[str, Any]] = vars(BaseException)["__dict__"].__get__
+set_cause: Callable[[BaseException, BaseException], None] = vars(BaseException)["__cause__"].__set__
+"""Not by assignment, as in what follows: a class may refuse that (``@dataclass(frozen=True)``)."""
+_set_traceback: Callable[[BaseException, TracebackType | None], None]
+_set_traceback = vars(BaseException)["__traceback__"].__set__
 
 
 def portable_pickle(exception: BaseException) -> tuple[bytes | None, str]:
@@ -91,6 +97,17 @@ def message_of(exception: BaseException) -> str:
         return f"<its message cannot be shown: {describe(failure)}>"
 
 
+def add_note(exception: BaseException, note: str) -> None:
+    """What the method of this name does, whatever the class makes of that."""
+    _attributes_of(exception).setdefault("__notes__", []).append(note)
+
+
+def without_outermost_frame(exception: BaseException) -> None:
+    """Leave the frame of the caller, which has just caught the exception, out of its traceback."""
+    frames = exception.__traceback__
+    _set_traceback(exception, frames and frames.tb_next)
+
+
 def strip_tracebacks(exception: BaseException) -> None:
     """Drop the tracebacks of the exception and of all that it chains to, and so their frames."""
     pending: list[BaseException | None] = [exception]
@@ -100,7 +117,7 @@ def strip_tracebacks(exception: BaseException) -> None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        one.__traceback__ = None
+        _set_traceback(one, None)
         pending += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             pending += _parts_of_group(one)

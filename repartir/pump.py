@@ -99,7 +99,7 @@ class Pump:
         self.ledger: Ledger[TaskFuture] = Ledger()
         self.inbox: deque[TaskRecord] = deque()
         self.due: deque[tuple[TaskFuture, Any, BaseException | None]] = deque()
-        """Outcomes for futures that somebody waits on by other means: the broker's thread delivers them."""
+        """Outcomes, also ``CANCELLED``, for futures that somebody waits on by other means: the broker's thread delivers."""
         self.said: deque[tuple[int, int, bytes]] = deque()
         """What members said of themselves: (row, status, payload)."""
         self.garbage: deque[Handle] = deque()
@@ -127,7 +127,9 @@ class Pump:
         self.watched: set[int] = set()
         """Ids of tasks that have a time-out or another limit."""
         self.look_after = float("inf")
-        """None of them has anything to look for sooner after its call."""
+        """None of them has anything to look for sooner after its call; the broker's thread alone changes it."""
+        self.noted: deque[float] = deque()
+        """By tasks for which that is too late, not heeded yet."""
         self.next_look = float("inf")
         """When the broker's thread looks after them and after retries next, on the monotonic clock."""
         self.orphans: dict[int, list[Handle]] = {}
@@ -184,13 +186,20 @@ class Pump:
             keep = keep, call.keep  # type: ignore[union-attr]
             if not call.buffers:  # type: ignore[union-attr]
                 call = call.meta  # type: ignore[union-attr]
-        if policy is not NO_POLICY:
-            flags |= self._note(future.task_id, policy)
-        if type(call) is bytes and len(head) + len(call) <= SLOT_PAYLOAD_BYTES:
-            self._commit(Record(future.task_id, future, head + call, flags, keep, name, policy), job, item)
-        else:
-            record: TaskRecord = Record(future.task_id, future, head, flags, keep, name, policy)
-            self._commit_large(record, parts_of(call), job, item)
+        record: TaskRecord = Record(future.task_id, future, head, flags, keep, name, policy)
+        try:
+            if policy is not NO_POLICY:
+                self._note(record)
+            if type(call) is bytes and len(head) + len(call) <= SLOT_PAYLOAD_BYTES:
+                record.payload = head + call
+            else:
+                self._place_first(record, parts_of(call))
+            if job is not None:
+                job.enter(record, item, 1)
+            self.inbox.append(record)
+        except BaseException:
+            self._withdraw_uncommitted(record)
+            raise
         self._after_commit()
 
     def post_items(
@@ -207,30 +216,20 @@ class Pump:
         """Commit ``count`` items of a map, which lie in ``parts`` as ``PagedItems`` has them, as `post` does a task."""
         head = ref.head or self._place_function(ref)
         future: TaskFuture = Future(job.driver, self.new_task_id())
-        keep = ref, ref.hold(), keep
-        record: TaskRecord = Record(
-            future.task_id, future, head + RANGE.pack(0, count), flags | IS_RANGE, keep, name
-        )
-        self._commit_large(record, parts, job, first, count)
-        self._after_commit()
-
-    def _commit(self, record: TaskRecord, job: MapJob | None, first: int, count: int = 1) -> None:
-        if job is not None:
-            record.job, record.base, record.spans = job, first, ((first, first + count),)
-            job.records[record.task_id] = record
-        self.inbox.append(record)
-
-    def _commit_large(
-        self, record: TaskRecord, parts: Sequence[Part], job: MapJob | None, first: int, count: int = 1
-    ) -> None:
-        """The same, after the parts were copied to shared memory."""
+        payload, keep = head + RANGE.pack(0, count), (ref, ref.hold(), keep)
+        record: TaskRecord = Record(future.task_id, future, payload, flags | IS_RANGE, keep, name)
         try:
-            if not self.place_in_memory(record, parts):
-                self.on_full(record, parts)
-            self._commit(record, job, first, count)
+            self._place_first(record, parts)
+            job.enter(record, first, count)
+            self.inbox.append(record)
         except BaseException:
             self._withdraw_uncommitted(record)
             raise
+        self._after_commit()
+
+    def _place_first(self, record: TaskRecord, parts: Sequence[Part]) -> None:
+        if not self.place_in_memory(record, parts):
+            self.on_full(record, parts)
 
     def _after_commit(self) -> None:
         if self.ended:
@@ -240,17 +239,30 @@ class Pump:
         elif len(self.inbox) >= DEFER:
             self.pump()
 
-    def _note(self, task_id: int, policy: Policy) -> int:
-        """What the policy of a task that is about to be posted calls for; the flags of its slot."""
-        flags = AGAIN if policy.may_repeat else 0
+    def _note(self, record: TaskRecord) -> None:
+        """Do what the policy of a task that is about to be posted calls for."""
+        policy = record.policy
+        if policy.may_repeat:
+            record.flags |= AGAIN
         if not policy.is_watched:
-            return flags
+            return
+        record.flags |= TIMED
         after = policy.look_after
-        self.look_after = min(after, self.look_after) if self.watched else after
-        self.watched.add(task_id)
+        self.watched.add(record.task_id)
+        if after < self.look_after:
+            self.noted.append(after)
         if time.monotonic() + after < self.next_look:
             self._on_news()
-        return flags | TIMED
+
+    def heed_notes(self) -> None:
+        """Bring ``look_after`` up to date.  For the broker's thread; tasks may be noted at any moment of it."""
+        shortest, self.look_after = self.look_after, float("inf")  # from here on all tasks append
+        # Asked after that: a task that did not append, since it had read the old one, is in there.
+        if not self.watched:
+            shortest = float("inf")
+        while self.noted:
+            shortest = min(shortest, self.noted.popleft())
+        self.look_after = shortest
 
     def _withdraw_uncommitted(self, record: TaskRecord) -> None:
         """An exception came before the task was committed, or right after: in that case it is left alone.
@@ -315,8 +327,22 @@ class Pump:
         """Whether so many tasks with blocks are under way that no member idles while another waits for room."""
         return len(self.placed) >= _PLACED_A_ROW * len(self.board.rows)
 
+    def rests(self, record: TaskRecord) -> None:
+        """The task waits for another attempt: nobody is to wait for the room that its arguments take.  Under ``mutex``."""
+        self._drop_pieces(record.word)
+        self.ledger.repost(record)
+        self.placed.discard(record.task_id)
+        if self.room:
+            self._tell_of_room()
+
+    def resumes(self, record: TaskRecord) -> None:
+        """That attempt is due.  Under ``mutex``."""
+        if type(record.block) is Handle:
+            self.placed.add(record.task_id)
+        self.inbox.append(record)
+
     def _tell_of_room(self) -> None:
-        """Some block was given back.  Under ``mutex``."""
+        """Some block was given back, or will not be soon: who waits looks again.  Under ``mutex``."""
         while self.room:
             if not self.room[0].settle_alone(None, None):
                 self._hand_to_broker(self.room[0], None, None)
@@ -349,12 +375,11 @@ class Pump:
             raise
 
     def pump_surely(self) -> None:
-        """The same, after whoever pumps now.  For the broker's thread."""
+        """The same, after whoever pumps now; at the end members are still heard.  For the broker's thread."""
         with self.mutex:
-            if self.ended:
-                return
-            self._flush()
-            if self._drain():
+            if not self.ended:
+                self._flush()
+            if self._drain() and not self.ended:
                 self._flush()
 
     # ---- tasks to deques
@@ -506,10 +531,10 @@ class Pump:
             if isinstance(result, outcome.Value):
                 self.settle(record, result.value, None, TaskEvent.ANSWER)
             elif record.policy.retries:
-                self.failed.append((record, word, result.exception))
+                self.failed.append((record, word, _error_of(record, result)))
                 self._on_news()
             else:
-                self.settle(record, None, result.exception, TaskEvent.ANSWER)
+                self.settle(record, None, _error_of(record, result), TaskEvent.ANSWER)
             if handle is not None:
                 self._free_unless_viewed(handle)
         outbox.consumed()
@@ -598,6 +623,11 @@ class Pump:
             return None
         return b"".join(pieces[nth] for nth in range(count))
 
+    def _drop_pieces(self, word: int) -> None:
+        """Of answers that nobody will hear the rest of."""
+        for key in [key for key in self.pieces if key[1] == word]:
+            del self.pieces[key]
+
     # ---- answers to items of a map
 
     def _hear_items(self, at: int, word: int, status: int, payload: bytes) -> None:
@@ -677,7 +707,7 @@ class Pump:
             record.future.settle_alone(None, None)
             self.forget(record, TaskEvent.ANSWER)
 
-    def post_rest(self, record: TaskRecord, first: int, end: int, *, unbegun: int) -> None:
+    def post_rest(self, record: TaskRecord, first: int, end: int, *, reposts: int) -> None:
         """Items that a dead member had in hand and had not begun are posted as a range of their own.  Under ``mutex``."""
         job, base = record.job, record.base
         if job.cancelled:
@@ -688,7 +718,7 @@ class Pump:
             record.payload[:HEAD_BYTES] + RANGE.pack(first, end) + record.payload[HEAD_BYTES + RANGE.size :]
         )
         rest: TaskRecord = Record(future.task_id, future, payload, record.flags, record.keep, record.name)
-        rest.block, rest.base, rest.job, rest.unbegun = record.block, base, job, unbegun
+        rest.block, rest.base, rest.job, rest.reposts = record.block, base, job, reposts
         rest.spans = ((base + first, base + end),)
         job.records[rest.task_id] = rest
         if type(rest.block) is Handle:
@@ -700,18 +730,23 @@ class Pump:
         """Nobody wants what members are still to run of a job; with ``running`` those that run it are stopped."""
         if self.mutex._is_owned():  # type: ignore[attr-defined]
             return
+        calls = []
         with self.mutex:
             if self.ended:
                 return
             for record in list(job.records.values()):
-                if record.flags & IS_RANGE and type(record.block) is Handle:
+                if not record.flags & IS_RANGE:
+                    calls.append(record.future)
+                    continue
+                if type(record.block) is Handle:
                     pages.cancel(self.board.blocks.peek(record.block)[0])
-                if running:
-                    for row in self.board.rows:
-                        if self.board.words[row.claim] == record.word and self.board.condemn(
-                            row.index, record.word
-                        ):
-                            self.kill(row.index)
+                for row in self.board.rows if running else ():
+                    if self.board.words[row.claim] == record.word and self.board.condemn(
+                        row.index, record.word
+                    ):
+                        self.kill(row.index)
+        for future in calls if running else ():
+            self.stop(future, self.kill)
 
     def wake(self, turn: Future[None]) -> None:
         """The outcome that the consumer of a map waits for is here."""
@@ -737,14 +772,16 @@ class Pump:
         self.due.append((future, value, error))
         self._on_news()
 
+    def tell_cancelled(self, future: TaskFuture) -> None:
+        """Have waiters and callbacks of a future that is marked as cancelled told."""
+        self._hand_to_broker(future, None, CANCELLED)
+
     def forget(self, record: TaskRecord, event: TaskEvent) -> None:
         """The task is over: free its arguments, close its record.  Under ``mutex``."""
         job = record.job
         if job is not None and event is TaskEvent.CANCEL:
             job.fail(record, cancelled)
-        if self.pieces:
-            for key in [key for key in self.pieces if key[1] == record.word]:
-                del self.pieces[key]
+        self._drop_pieces(record.word)
         if record.policy is not NO_POLICY:
             self.watched.discard(record.task_id)
         block = record.block
@@ -797,13 +834,13 @@ class Pump:
 
     # ---- on demand
 
-    def repost(self, record: TaskRecord) -> None:
-        """The member of a task that had not begun died: the task is next.  Under ``mutex``."""
+    def repost(self, record: TaskRecord, *, lost: bool = True) -> None:
+        """The member of a task that had not begun died, ``lost`` or told to end: the task is next.  Under ``mutex``."""
         for waiting in list(self.inbox):
             # What an interrupted attempt left: the position may soon be another task's, and then looks committed.
             if waiting.lane >= 0 and self.board.lanes[waiting.lane].tail <= waiting.position:
                 waiting.lane = waiting.position = -1
-        self.ledger.repost(record)
+        self.ledger.repost(record, lost=lost)
         self.inbox.appendleft(record)
 
     def take_back(self, future: TaskFuture) -> bool:
@@ -817,7 +854,7 @@ class Pump:
             record = self.ledger.records.get(future.task_id)
             if record is None:
                 return future.mark_cancelled()  # who would post it forgets it instead
-            if record.state is TaskState.PENDING:
+            if record.state is TaskState.PENDING or self._has_failed(record):
                 self.retry_cancelled = True
                 self._on_news()
                 return future.mark_cancelled()
@@ -846,11 +883,13 @@ class Pump:
                         self.drain_row(row.index)
                     if not record.future.done():
                         self.withdrawn(record)
-                        record.future.notify_cancelled()
+                        self.tell_cancelled(record.future)
                 self.doubtful.popleft()
 
     def stop(self, future: TaskFuture, kill: Callable[[int], None]) -> bool:
-        """Cancel the task of ``future`` while a member runs it, which ``kill`` ends; False if none does."""
+        """Cancel the task of ``future`` while a member runs it, which ``kill`` ends; or when it has just failed and might be
+        tried again.  False if it is neither.
+        """
         mutex, board = self.mutex, self.board
         if mutex._is_owned():  # type: ignore[attr-defined]
             return False
@@ -868,13 +907,21 @@ class Pump:
                     if type(record.block) is Handle:
                         self.orphans.setdefault(row.index, []).append(record.block)
                         record.block = None
+                        self.placed.discard(record.task_id)
                     return self.withdrawn(record)
-        return False
+            self._drain()
+            return self._has_failed(record) and future.mark_cancelled()
+
+    def _has_failed(self, record: TaskRecord) -> bool:
+        """Whether the broker's thread is about to decide on another attempt.  Under ``mutex``."""
+        return any(failed is record and word == record.word for failed, word, _ in list(self.failed))
 
     def bury_orphans(self, at: int) -> None:
         """The member of this row is dead: nobody uses the arguments of tasks that it was killed for."""
         for handle in self.orphans.pop(at, ()):
             self.board.blocks.free(handle)
+        if self.room:
+            self._tell_of_room()
 
     def withdrawn(self, record: TaskRecord) -> bool:
         """Nobody will run the task (any more): forget it.  Under ``mutex``."""
@@ -926,3 +973,12 @@ class Pump:
         """Nothing is pumped any more, and nothing here keeps the memory mapped.  Takes no lock."""
         self.ended = True
         self._sources = []
+
+
+def _error_of(record: TaskRecord, answer: outcome.Error) -> BaseException:
+    """The error of an attempt that ended with this answer: where it was told to end, why it was."""
+    why = record.stopped
+    if why is None or why is CANCELLED:
+        return answer.exception
+    why.__cause__ = answer.exception
+    return why

@@ -14,6 +14,7 @@ from repartir.batches import COLUMNS, KINDS, PICKLED, PLAIN, batch_bytes, pickle
 from repartir.codec import ATOMS, Part, join_parts, parts_of
 from repartir.pages import PagedItems
 from repartir.payloads import HEAD_BYTES, PIECE, RANGE, SPAN
+from repartir.portable import without_outermost_frame
 from repartir.shm.arena import UNSENT, Handle
 from repartir.shm.board import Board
 from repartir.shm.deque import Entry
@@ -317,4 +318,5 @@ class RangeLoop:
 
 def _without_a_frame(exc: BaseException) -> outcome.Error:
     """The Error of an exception that was caught in this file: its traceback begins with the user's function."""
-    return outcome.caught(exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next))
+    without_outermost_frame(exc)
+    return outcome.caught(exc)

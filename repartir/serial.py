@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import dataclasses
 import functools
 import itertools
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TextIO, TypeVar
 
-from repartir import mapping, optional, worker
+from repartir import mapping, optional, stacks, worker
 from repartir.codec import Encoded, encode_value, parts_of
 from repartir.future import Future
-from repartir.policy import NO_POLICY
+from repartir.policy import NO_POLICY, Policy
 from repartir.stats import ExecutorStats, shared_bytes
 
 P = ParamSpec("P")
@@ -52,7 +54,7 @@ class SerialExecutor(concurrent.futures.Executor):
             raise TypeError("initializer must be a callable")
         self.name = name
         self._shut = False
-        self._policy = NO_POLICY.changed(**options)
+        self._policy = _changed(NO_POLICY, "SerialExecutor", options)
         if initializer is not None:
             initializer(*initargs)
 
@@ -112,7 +114,7 @@ class SerialExecutor(concurrent.futures.Executor):
         """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped."""
         changed = copy.copy(self)
         changed._executor = self
-        changed._policy = self._policy.changed(**options)
+        changed._policy = _changed(self._policy, "SerialExecutor.options", options)
         return changed
 
     def share(self, value: Any, *, writable: bool = False) -> Any:
@@ -122,6 +124,10 @@ class SerialExecutor(concurrent.futures.Executor):
     def stats(self) -> ExecutorStats:
         """As `Executor.stats`: nothing runs elsewhere, and only what was shared takes shared memory."""
         return ExecutorStats(shared_bytes=shared_bytes())
+
+    def dump_stacks(self, file: TextIO | None = None) -> None:
+        """As `Executor.dump_stacks`: the stacks of this process, in whose threads the calls run."""
+        (sys.stderr if file is None else file).write(stacks.told_of_client())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; none is ever pending.  What `options` returned ends nothing."""
@@ -147,6 +153,8 @@ class SerialExecutor(concurrent.futures.Executor):
         for failures in itertools.count(1):
             try:
                 return call(fn, args, kwargs)
+            except KeyboardInterrupt:
+                raise
             except BaseException as exc:
                 if not policy.retries_after(exc, failures):
                     raise
@@ -180,6 +188,13 @@ class SerialExecutor(concurrent.futures.Executor):
 
 def _apply(fn: Callable[..., T], args: Iterable[Any]) -> T:
     return fn(*args)
+
+
+def _changed(policy: Policy, what: str, options: dict[str, Any]) -> Policy:
+    """The policy with these options; ``TypeError`` of ``what`` for one that there is not."""
+    for name in options.keys() - {field.name for field in dataclasses.fields(Policy)}:
+        raise TypeError(f"{what}() got an unexpected keyword argument {name!r}")
+    return policy.changed(**options)
 
 
 def call(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:

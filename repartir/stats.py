@@ -52,3 +52,8 @@ def in_words(size: int) -> str:
             return f"{size:.3g} {unit}" if unit != "B" else f"{size} B"
         size /= 1024  # type: ignore[assignment]
     return f"{size:.3g} GiB"
+
+
+def in_seconds(seconds: float) -> str:
+    """A time for people: three digits, or all of whole seconds."""
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"

@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
@@ -66,13 +66,20 @@ class Supervisor:
     """Starts the nursery of one executor, after ``connect`` by ``start``, and talks to it."""
 
     def __init__(
-        self, board: Board, start_method: str, members: MemberSettings, wake_fd: int, stacks_fd: int = -1
+        self,
+        board: Board,
+        start_method: str,
+        members: MemberSettings,
+        wake_fd: int,
+        stacks_fds: Sequence[int] = (),
     ) -> None:
         self._board = board
         self._start_method = start_method
         self._members = members
         self._wake_fd = wake_fd
-        self._stacks_fd = stacks_fd
+        self._stacks_fds = stacks_fds
+        self._deadlines = [0.0] * len(board.rows)
+        """By row, until when its member should have begun."""
         self._starts = 0
         self._quitting = False
         self._pending = b""
@@ -103,7 +110,7 @@ class Supervisor:
                 self._spawn_nursery()
         finally:
             self._theirs.close()
-        self.extend_deadline()
+        self.extend_deadlines(range(len(self._deadlines)))
 
     def close(self, *, kill: bool = True) -> None:
         """End what ``connect`` and ``start`` began, however far they came; without ``kill`` wait until it ends."""
@@ -116,6 +123,7 @@ class Supervisor:
         return self.control.fileno()
 
     def fork(self, row: int) -> None:
+        self.extend_deadlines([row])
         self._send(Operation.FORK, row)
 
     def terminate(self, row: int) -> None:
@@ -125,7 +133,7 @@ class Supervisor:
         self._send(Operation.KILL, row)
 
     def dump(self, row: int) -> None:
-        """Have the member of ``row`` write its stacks to the file for them."""
+        """Have the member of ``row`` write its stacks to its file for them."""
         self._send(Operation.DUMP, row)
 
     def quit(self) -> None:
@@ -149,19 +157,22 @@ class Supervisor:
         return [MemberExited(*fields) for fields in REPORT.iter_unpack(data[:whole])]
 
     def late_starters(self) -> list[int] | None:
-        """Rows whose member hangs before it runs Python code of ours; None while some may still be on their way."""
+        """Rows whose member hangs before it runs Python code of ours; None while all others may still be on their way."""
         words, rows = self._board.words, self._board.rows
         waiting = [
             row.index for row in rows if words[row.state] in (MemberState.ABSENT, MemberState.STARTING)
         ]
         if not waiting:
             return []
-        return waiting if time.monotonic() > self._deadline else None
+        now = time.monotonic()
+        return [row for row in waiting if now > self._deadlines[row]] or None
 
-    def extend_deadline(self) -> None:
-        """Members that are forked from now on have their time to start, too."""
+    def extend_deadlines(self, rows: Iterable[int]) -> None:
+        """The members of these rows, which are forked from now on, have their time to start."""
         fresh = self._start_method != "fork" and not self._started
-        self._deadline = time.monotonic() + (_FRESH_START_S if fresh else _FORKED_START_S)
+        deadline = time.monotonic() + (_FRESH_START_S if fresh else _FORKED_START_S)
+        for row in rows:
+            self._deadlines[row] = deadline
 
     @property
     def _started(self) -> bool:
@@ -198,10 +209,10 @@ class Supervisor:
 
     def _fork_nursery(self) -> None:
         board, members, theirs = self._board, self._members, self._theirs
-        wake_fd, stacks_fd = self._wake_fd, self._stacks_fd
+        wake_fd, stacks_fds = self._wake_fd, self._stacks_fds
 
         def run(row: int) -> None:
-            Worker(board, row, wake_fd, members, stacks_fd).run()
+            Worker(board, row, wake_fd, members, stacks_fds).run()
 
         settings = NurserySettings(os.getpid(), self._start_method, run)
         mask = _sigmask(signal.SIG_BLOCK, ())
@@ -229,10 +240,10 @@ class Supervisor:
     def _spawn_nursery(self) -> None:
         from multiprocessing.util import spawnv_passfds
 
-        fds = [self._theirs.fileno(), self._wake_fd, self._stacks_fd, *self._board.descriptors()]
+        fds = [self._theirs.fileno(), self._wake_fd, *self._board.descriptors()]
         command = fresh_command(fds)
-        start = FreshStart.of_this_process(self._start_method, self._members)
-        self._nurseries.append(spawnv_passfds(os.fsencode(command[0]), command, fds))
+        start = FreshStart.of_this_process(self._start_method, self._members, self._stacks_fds)
+        self._nurseries.append(spawnv_passfds(os.fsencode(command[0]), command, [*fds, *self._stacks_fds]))
         self._theirs.close()  # else a nursery that fails at its start would not be noticed below
         try:
             start.send(self.control)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 import time
 import weakref
 from collections import deque as Deque  # noqa: N812 - `deque` means a task deque here
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,11 @@ from repartir import optional, outcome, stacks
 from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.functions import FunctionCache, function_of
+from repartir.hygiene import take_ctrl_c
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
 from repartir.payloads import FUNCTION, HEAD_BYTES, PIECE
+from repartir.portable import without_outermost_frame
 from repartir.rangeloop import RangeLoop
 from repartir.residence import limit_address_space, own_bytes
 from repartir.shm.arena import RESULT, Handle
@@ -47,6 +50,7 @@ from repartir.shm.layout import (
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _BLOCKED_S = 1.0  # the same, for a full outbox
+_LOOK_S = 0.002  # for a full outbox, in threads that have no semaphore
 _LOG_RECORDS = 4
 """A log record may be so many times as large as an answer: there is no arena for it."""
 
@@ -78,14 +82,19 @@ class Worker:
     """The loop of one CPU member, on row ``index`` of the board."""
 
     def __init__(
-        self, board: Board, index: int, wake_fd: int, settings: MemberSettings, stacks_fd: int = -1
+        self,
+        board: Board,
+        index: int,
+        wake_fd: int,
+        settings: MemberSettings,
+        stacks_fds: Sequence[int] = (),
     ) -> None:
         self._board = board
         self._index = index
         self._row = board.rows[index]
         self._words = board.words
         self._wake_fd = wake_fd
-        self._stacks_fd = stacks_fd
+        self._stacks_fds = stacks_fds
         self._settings = settings
         self._functions = FunctionCache()
         self._lane = board.lanes[index]
@@ -121,8 +130,8 @@ class Worker:
         """Serve tasks until the executor closes or this worker has run its share."""
         global _current
         _current = self
-        if self._stacks_fd >= 0:
-            stacks.answer_signals(self._stacks_fd)
+        if self._stacks_fds:
+            stacks.answer_signals(self._stacks_fds, self._index)
         if self._settings.log_levels is not None:
             set_levels(self._settings.log_levels)
             self._forwarder = Forwarder(
@@ -141,7 +150,7 @@ class Worker:
         growth = self._settings.max_rss_growth
         if growth is not None:
             self._largest = baseline + growth
-        while left:
+        while left and not self._words[self._row.condemned]:
             entry = self.find_work() or self._rest()
             if entry is None or self._words[self._row.condemned]:
                 break  # a claim that was not begun is given to another
@@ -194,15 +203,15 @@ class Worker:
         result = self._call(payload, flags)
         if os.getpid() != self._pid:
             os._exit(0)
-        if flags & TIMED:
-            words[row.began] = 0
-        self.answer(word, result)
+        self.answer(word, result, timed=flags & TIMED)
         words[row.runs] += 1
         return 1
 
-    def answer(self, word: int, result: outcome.Value | outcome.Error) -> None:
-        """Publish a task's outcome, then let go of the claim."""
+    def answer(self, word: int, result: outcome.Value | outcome.Error, *, timed: int = 0) -> None:
+        """Publish a task's outcome, then let go of the claim.  Encoding it is part of a ``timed`` task."""
         body = outcome.encode_outcome(result, self._settings.out_of_band)
+        if timed:
+            self._words[self._row.began] = 0
         result.forget()  # the caller still has it; its arrays may lie in the block of the arguments
         if type(body) is bytes and len(body) <= self._largest_bytes:
             self._close_arguments()
@@ -308,10 +317,16 @@ class Worker:
             self.send(0, MEMBER_LOG, data)
 
     def _wait_for_client(self) -> None:
-        """The client holds up what this member wants to publish: sleep until it made room."""
+        """The client holds up what this member wants to publish: sleep until it made room.
+
+        A thread of a task's that logs leaves the semaphore to the main thread, which may sleep there for want of work.
+        """
         self._words[self._row.blocked] = 1
         self._wake_client()
-        self._board.semaphores[self._index].wait(_BLOCKED_S)
+        if threading.current_thread() is threading.main_thread():
+            self._board.semaphores[self._index].wait(_BLOCKED_S)
+        else:
+            time.sleep(_LOOK_S)
 
     def _wake_client(self) -> None:
         try:
@@ -402,8 +417,9 @@ class Worker:
         self._has_forked = True
 
     def after_fork(self) -> None:
-        """In that child: what it writes stays its own."""
+        """In that child: what it writes stays its own, and Ctrl-C ends it."""
         self.is_copy = True
+        take_ctrl_c()
         self._board.blocks.make_private()
 
     def _initialize(self) -> bool:
@@ -460,7 +476,7 @@ def call_each(fn: Callable[..., Any], items: tuple[Any, ...]) -> list[Any] | Sto
 
 
 def _stopped(values: list[Any], exc: BaseException) -> Stopped:
-    exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next  # without this file's frame
+    without_outermost_frame(exc)
     body = outcome.encode_outcome(outcome.caught(exc))
     assert isinstance(body, bytes)
     return Stopped(values, body)

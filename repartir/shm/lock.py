@@ -15,7 +15,7 @@ A taker that follows a dead owner runs ``repair`` of the structure before it goe
 ``EOWNERDEAD``, holds the lock, and leaves the repair to ``wait``.  An exception of a signal handler in just that moment
 leaves a mutex that nobody can take any more: every taker then gets an ``InternalError``, and the executor breaks.  A
 thread that takes a lock which it holds (from a signal handler or a finalizer) gets an ``InternalError`` instead of a
-deadlock.
+deadlock; the ``release`` that follows is not meant for the section that it interrupted, and leaves that its lock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from repartir.errors import InternalError
 from repartir.shm.clib import Timespec, holding_gil, releasing_gil
@@ -57,7 +57,7 @@ class Lock(Protocol):
     def try_acquire(self) -> Callable[[], int]: ...
 
     @property
-    def release(self) -> Callable[[], object]: ...
+    def release(self) -> Callable[[], object]: ...  # looked up for each call: after a refusal it is another
 
     def wait(self, code: int) -> None: ...
 
@@ -66,6 +66,42 @@ class Lock(Protocol):
 
 def nothing_to_repair() -> None:
     """For structures whose every commit is one store."""
+
+
+class _Iterable:
+    """Iterating over it calls what its ``__iter__`` was set to."""
+
+    __slots__ = ("__iter__",)
+
+    def __init__(self, make: Callable[[], Iterator[object]]) -> None:
+        self.__iter__ = make
+
+
+def _in_turn(*calls: Callable[[], object]) -> Callable[[], object]:
+    """A function that makes all of ``calls``, up to the first that returns False, and runs no bytecode for it.
+
+    Python looks for signals when it enters a function of its own, so in a ``finally`` a handler that raises would keep
+    such a function from doing anything; this one is C throughout.
+    """
+    results = _Iterable(functools.partial(map, operator.call, calls))
+    not_false = functools.partial(operator.is_not, False)
+    return functools.partial(
+        collections.deque, _Iterable(functools.partial(itertools.takewhile, not_false, results)), 0
+    )
+
+
+def _refuse(lock: PthreadLock | FcntlLock) -> NoReturn:
+    """This thread holds the lock: the next ``release`` is that of the refused section, and only puts the real one back.
+
+    That of another thread, which was interrupted while it waited, does nothing.
+    """
+    here = threading.RLock()
+    here.acquire()
+    lock.release = _in_turn(
+        here._is_owned,  # type: ignore[attr-defined]
+        functools.partial(setattr, lock, "release", lock.release),
+    )
+    raise InternalError(_TAKEN_AGAIN)
 
 
 class PthreadLock:
@@ -77,7 +113,7 @@ class PthreadLock:
         library = holding_gil()
         self._pointer = segment.pointer(offset)
         self.try_acquire: Callable[[], int] = functools.partial(library.pthread_mutex_trylock, self._pointer)
-        self.release: Callable[[], int] = functools.partial(library.pthread_mutex_unlock, self._pointer)
+        self.release: Callable[[], object] = functools.partial(library.pthread_mutex_unlock, self._pointer)
         self.repair = nothing_to_repair
 
     def create(self) -> None:
@@ -116,7 +152,7 @@ class PthreadLock:
         if code == EOWNERDEAD:
             self._recover()
         elif code == errno.EDEADLK:
-            raise InternalError(_TAKEN_AGAIN)
+            _refuse(self)
         elif code:
             if code == errno.ENOTRECOVERABLE:
                 # glibc's trylock then leaves its thread's mark, on which others would wait for ever and unlock crashes.
@@ -139,28 +175,6 @@ class PthreadLock:
         holding_gil().pthread_mutex_consistent(self._pointer)
         if interruption is not None:
             raise interruption
-
-
-class _Iterable:
-    """Iterating over it calls what its ``__iter__`` was set to."""
-
-    __slots__ = ("__iter__",)
-
-    def __init__(self, make: Callable[[], Iterator[object]]) -> None:
-        self.__iter__ = make
-
-
-def _in_turn(*calls: Callable[[], object]) -> Callable[[], object]:
-    """A function that makes all of ``calls``, up to the first that returns False, and runs no bytecode for it.
-
-    Python looks for signals when it enters a function of its own, so in a ``finally`` a handler that raises would keep
-    such a function from doing anything; this one is C throughout.
-    """
-    results = _Iterable(functools.partial(map, operator.call, calls))
-    not_false = functools.partial(operator.is_not, False)
-    return functools.partial(
-        collections.deque, _Iterable(functools.partial(itertools.takewhile, not_false, results)), 0
-    )
 
 
 class FcntlLock:
@@ -216,7 +230,7 @@ class FcntlLock:
     def wait(self, code: int) -> None:
         """Take the lock after ``try_acquire`` returned ``code``; signal handlers run meanwhile."""
         if code == errno.EDEADLK:
-            raise InternalError(_TAKEN_AGAIN)
+            _refuse(self)
         self._inside.acquire()
         while True:
             try:

@@ -29,6 +29,12 @@ def fails_first(path: Path, times: int, error: type[BaseException] = ValueError)
     return calls
 
 
+def sleep_and_fail(path: Path, seconds: float) -> None:
+    calls = count(path)
+    time.sleep(seconds)
+    raise ValueError(f"call {calls}")
+
+
 def dies_first(path: Path, times: int) -> int:
     calls = count(path)
     if calls <= times:
@@ -169,6 +175,49 @@ def warn(text: str, category: type[Warning] = CustomWarning) -> None:
 def add_handler(path: Path) -> None:
     """An initializer: the worker's own file."""
     logging.getLogger().addHandler(logging.FileHandler(path))
+
+
+class BadNotesError(Exception):
+    """With notes to which none can be added."""
+
+    __notes__ = 5  # type: ignore[assignment]
+
+
+class ReadOnlyNotesError(Exception):
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        return []
+
+
+class _Undecided(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        raise RuntimeError("cannot tell")
+
+
+class UndecidedError(Exception, metaclass=_Undecided):
+    pass
+
+
+class Untold:
+    """A callable without a name."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    def __call__(self) -> None:
+        sleep_long()
+
+
+class HangsPickling:
+    def __reduce__(self) -> Any:
+        sleep_long()
+        raise AssertionError
+
+
+class TakesMemoryPickling:
+    def __reduce__(self) -> Any:
+        take_memory_and_sleep(300 << 20)
+        raise AssertionError
 
 
 def take_memory(size: int) -> int:

@@ -272,6 +272,18 @@ def run_command() -> str:
     return subprocess.check_output(["echo", "hello"], text=True, timeout=LIMIT_S)
 
 
+def sigint_of_children() -> tuple[bool, bool]:
+    """Whether a command ignores SIGINT, and whether it interrupts a forked child."""
+    status = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
+    (ignored,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")]
+    pid = os.fork()
+    if pid == 0:
+        os._exit(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    return bool(int(ignored, 16) >> signal.SIGINT - 1 & 1), os.waitstatus_to_exitcode(
+        os.waitpid(pid, 0)[1]
+    ) == 1
+
+
 def run_stdlib_pool(value: int) -> int:
     """With fork, as the servers of the other start methods would outlive the pool."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as inner:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .kinds import FORK, Kind, control_only, every_start, workers
+from .kinds import FORK, Kind, control_only, every_start, only_fork, workers
 from .scripts import descendants, run_script, started, survivors
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
@@ -56,6 +56,18 @@ ex.shutdown()
 """
 
 
+RUNS_COMMANDS = """
+import subprocess, sys
+from tests.conformance.sync import Bell
+def run():
+    with subprocess.Popen(["sleep", "60"]) as command:
+        Bell(sys.argv[1]).ring()
+if __name__ == "__main__":
+    with make(2) as ex:
+        list(ex.map(lambda _: run(), range(2)))
+"""
+
+
 def end_of(process: subprocess.Popen[str]) -> tuple[float, str, str]:
     """Wait for the end of the program and of all that hold its stdout: (seconds, stdout, stderr)."""
     began = time.monotonic()
@@ -84,6 +96,19 @@ def test_ctrl_c_ends_the_program(
     assert stderr.rstrip().endswith("KeyboardInterrupt")
     assert "Process-" not in stderr
     assert set(os.listdir("/dev/shm")) <= before
+
+
+@only_fork
+def test_ctrl_c_ends_the_commands_of_tasks(kind: Kind, tmp_path: Path, bell: BellKeeper) -> None:
+    """As in any program that runs commands."""
+    with started(tmp_path, kind, RUNS_COMMANDS, bell.bell.path) as process:
+        bell.hear(), bell.hear()
+        family = descendants(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        seconds, _, stderr = end_of(process)
+    assert seconds < ENDS_WITHIN_S + LOADED_MACHINE_S
+    assert survivors(family, 0.5) == []
+    assert stderr.count("Traceback (most recent call last)") == 1
 
 
 @workers
@@ -281,6 +306,37 @@ async def main():
 if __name__ == "__main__":
     asyncio.run(main())
 """
+
+
+LEAVING = """
+import psutil, sys
+from tests.conformance import option_tasks
+from tests.conformance.sync import Bell
+def ring():
+    Bell(sys.argv[1]).ring()
+    option_tasks.sleep_long()
+if __name__ == "__main__":
+    try:
+        with make(2) as ex:
+            futures = [ex.submit(ring) for _ in range(6)]
+    except KeyboardInterrupt:
+        print(len(psutil.Process().children()), [future.cancelled() for future in futures])
+"""
+
+
+@workers
+@pytest.mark.any_start
+def test_ctrl_c_while_the_program_leaves_with(kind: Kind, tmp_path: Path, bell: BellKeeper) -> None:
+    """It waits for its tasks there."""
+    with started(tmp_path, kind, LEAVING, bell.bell.path) as process:
+        bell.hear(), bell.hear()
+        family = descendants(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        seconds, stdout, stderr = end_of(process)
+    assert seconds < ENDS_WITHIN_S + LOADED_MACHINE_S
+    assert (process.returncode, stdout, stderr) == (0, f"0 {[False] * 2 + [True] * 4}\n", "")
+    assert survivors(family, 0.5) == []
+    assert len(bell.hear_all()) == 0
 
 
 @workers

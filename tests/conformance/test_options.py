@@ -6,9 +6,11 @@ import asyncio
 import concurrent.futures
 import inspect
 import io
+import logging
 import operator
 import os
 import signal
+import subprocess
 import time
 from concurrent.futures import Executor
 from pathlib import Path
@@ -18,12 +20,20 @@ import numpy as np
 import pytest
 
 from repartir import Executor as Executor_
-from repartir import MemoryLimitExceeded, PoisonTask, SerialExecutor, TaskTimeout, WorkerDied
+from repartir import (
+    MemoryLimitExceeded,
+    PoisonTask,
+    SerialExecutor,
+    TaskTimeout,
+    WorkerDied,
+)
 from repartir.shm.board import MemberState
+from repartir.stacks import SIGNAL
+from tests.shared import family
 
 from . import option_tasks as tasks
 from .conftest import Make
-from .kinds import ours, workers
+from .kinds import only_fork, ours, workers
 from .sync import LIMIT_S
 
 pytestmark = pytest.mark.any_start
@@ -38,6 +48,12 @@ def until(path: Path) -> None:
     while not path.exists() or not path.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def while_a_stack_is_asked_for(executor: Any) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not executor._broker._attempts._overdue:
+        assert time.monotonic() < deadline
 
 
 @pytest.fixture
@@ -60,6 +76,18 @@ class TestTimeOut:
         assert f"in {hang.__name__}" in error.stack
         assert error.stack in str(error)
         assert "in run_one" not in error.stack
+
+    @workers
+    def test_holds_while_the_result_is_pickled(self, own: Any) -> None:
+        error = own.options(timeout=0.2).submit(tasks.HangsPickling).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert "in __reduce__" in error.stack
+
+    @workers
+    def test_of_a_function_in_c_says_so(self, own: Any) -> None:
+        error = own.options(timeout=0.1).submit(time.sleep, 60).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert error.stack.endswith("the function of the task, which is not written in Python")
 
     @workers
     def test_costs_no_other_task(self, own: Any, tmp_path: Path) -> None:
@@ -119,6 +147,20 @@ class TestTimeOut:
         limited = ex.options(timeout=30)
         assert [limited.submit(pow, n, 2).result(LIMIT_S) for n in range(100)] == [n * n for n in range(100)]
         assert list(limited.map(operator.neg, range(100))) == [-n for n in range(100)]
+
+    @workers
+    @pytest.mark.parametrize("limit", [30 * 86_400, 1e12, 1e300])
+    def test_of_a_month_and_more(self, own: Any, limit: float) -> None:
+        """Too long for a single sleep."""
+        limited = own.options(timeout=limit, warn_after=limit, retries=1, backoff=lambda _: limit)
+        assert limited.submit(time.sleep, 0.05).result(LIMIT_S) is None
+        assert own.submit(time.sleep, 0.05).result(limit) is None
+        waiting = limited.submit(operator.truediv, 1, 0)
+        while not waiting.cancel():
+            time.sleep(0.001)
+        observed = own.submit(time.sleep, 0.05)
+        observed.add_done_callback(repr)  # so that it has a condition, on which is waited
+        assert observed.result(limit) is None
 
     @workers
     def test_with_somebody_in_wait(self, own: Any) -> None:
@@ -247,6 +289,24 @@ class TestRetries:
         assert ex.submit(pow, 2, 3).result(LIMIT_S) == 8
 
     @workers
+    @pytest.mark.parametrize("error", [tasks.BadNotesError, tasks.ReadOnlyNotesError])
+    def test_an_error_that_takes_no_notes_costs_its_task_only(
+        self, ex: Any, tmp_path: Path, error: type[Exception]
+    ) -> None:
+        again = ex.options(retries=1, backoff=0)
+        assert again.submit(tasks.fails_first, tmp_path / "calls", 9, error).exception(LIMIT_S) is not None
+        assert again.submit(pow, 2, 3).result(LIMIT_S) == 8
+
+    @ours
+    def test_a_class_that_cannot_tell_its_instances_costs_its_task_only(
+        self, ex: Any, tmp_path: Path
+    ) -> None:
+        again = ex.options(retries=1, backoff=0, retry_on=tasks.UndecidedError)
+        with pytest.raises(RuntimeError, match="cannot tell"):
+            again.submit(tasks.fails_first, tmp_path / "calls", 9).result(LIMIT_S)
+        assert again.submit(pow, 2, 3).result(LIMIT_S) == 8
+
+    @workers
     def test_a_cancel_during_the_back_off(self, own: Any, tmp_path: Path) -> None:
         calls = tmp_path / "calls"
         future = own.options(retries=2, backoff=0.5).submit(tasks.fails_first, calls, 9)
@@ -263,6 +323,15 @@ class TestRetries:
         future = own.options(retries=2, backoff=0.1).submit(tasks.fails_first, tmp_path / "calls", 2)
         own.shutdown()
         assert future.result(0) == 3
+
+    @workers
+    def test_shutdown_begins_none_where_it_cancels(self, own: Any, tmp_path: Path) -> None:
+        calls = tmp_path / "calls"
+        future = own.options(retries=5, backoff=0.1).submit(tasks.sleep_and_fail, calls, 0.2)
+        until(calls)
+        own.shutdown(cancel_futures=True)
+        assert isinstance(future.exception(0), ValueError)
+        assert calls.stat().st_size == 1
 
     @workers
     def test_shutdown_may_cancel_them(self, own: Any, tmp_path: Path) -> None:
@@ -352,6 +421,11 @@ class TestMemory:
         assert own.stats().lost == 0
 
     @workers
+    def test_also_while_its_result_is_pickled(self, own: Any) -> None:
+        limited = own.options(memory_limit="200MiB")
+        assert isinstance(limited.submit(tasks.TakesMemoryPickling).exception(LIMIT_S), MemoryLimitExceeded)
+
+    @workers
     def test_what_stays_below_is_not(self, own: Any) -> None:
         limited = own.options(memory_limit="1GiB", timeout=0.7)
         error = limited.submit(tasks.take_memory_and_sleep, 100 * MIB).exception(LIMIT_S)
@@ -388,6 +462,7 @@ class TestMemory:
         pid = executor.submit(os.getpid).result(LIMIT_S)
         assert isinstance(executor.submit(tasks.take_memory, 9000 * MIB).exception(LIMIT_S), MemoryError)
         assert executor.submit(tasks.take_memory, 200 * MIB).result(LIMIT_S) == 200 * MIB
+        assert isinstance(executor.submit(bytes, 5000 * MIB).exception(LIMIT_S), MemoryError)
         assert executor.submit(tasks.total, np.ones(1_000_000)).result(LIMIT_S) == 1_000_000
         assert executor.submit(os.getpid).result(LIMIT_S) == pid
 
@@ -415,6 +490,26 @@ class TestWatching:
         assert told[0].startswith("task 'fit' has been running for 0.1")
 
     @workers
+    def test_a_filter_that_raises_ends_nothing(self, own: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        def broken(record: logging.LogRecord) -> bool:
+            raise RuntimeError("bad filter")
+
+        logger = logging.getLogger("repartir")
+        logger.addFilter(broken)
+        try:
+            assert own.options(warn_after=0.05).submit(time.sleep, 0.2).result(LIMIT_S) is None
+            assert own.submit(pow, 2, 3).result(LIMIT_S) == 8
+        finally:
+            logger.removeFilter(broken)
+        assert capsys.readouterr().err.count("RuntimeError: bad filter") == 1
+
+    @workers
+    def test_a_callable_without_a_name_can_be_stopped(self, own: Any) -> None:
+        error = own.options(timeout=0.05).submit(tasks.Untold()).exception(LIMIT_S)
+        assert isinstance(error, TaskTimeout)
+        assert "Untold" in str(error)
+
+    @workers
     def test_stacks_of_all(self, own: Any, tmp_path: Path) -> None:
         future = own.submit(tasks.ring_and_sleep, tmp_path / "pid")
         until(tmp_path / "pid")
@@ -429,18 +524,76 @@ class TestWatching:
         assert "in sleep_long" in busy
         assert future.cancel(running=True)
 
+    def test_stacks_of_the_serial_executor(self) -> None:
+        text = io.StringIO()
+        SerialExecutor().dump_stacks(text)
+        assert text.getvalue().startswith(f"client, process {os.getpid()}:")
+        assert "in test_stacks_of_the_serial_executor" in text.getvalue()
+
+    @workers
+    def test_stacks_while_workers_end_wait_for_none_that_has(self, own: Any) -> None:
+        assert own.submit(pow, 2, 3).result(LIMIT_S) == 8
+        words, rows = own._broker.board.words, own._broker.board.rows
+        pids = [words[row.pid] for row in rows]
+        for row in rows:
+            words[row.pid] = 0  # as after its exit
+        text, began = io.StringIO(), time.monotonic()
+        own.dump_stacks(text)
+        took = time.monotonic() - began
+        for row, pid in zip(rows, pids, strict=True):
+            words[row.pid] = pid
+        assert text.getvalue().count("it has no process now") == 2
+        assert took < 0.4
+
     @workers
     def test_the_nurserys_death_while_stacks_are_asked_for(self, own: Any) -> None:
         """Of a worker that is stopped, so it does not answer: nothing waits for it."""
         future = own.options(timeout=0.05).submit(signal.raise_signal, signal.SIGSTOP)
-        lock = own._broker._stacks.lock
-        deadline = time.monotonic() + LIMIT_S
-        while not lock.locked():
-            assert time.monotonic() < deadline
+        while_a_stack_is_asked_for(own)
         os.kill(own._broker._supervisor.nursery_pid, signal.SIGKILL)
         assert future.exception(LIMIT_S) is not None
         own.shutdown()
-        assert not lock.locked()
+
+    @only_fork
+    def test_a_fork_while_stacks_are_asked_for(self, own: Any) -> None:
+        future = own.options(timeout=0.05).submit(signal.raise_signal, signal.SIGSTOP)
+        while_a_stack_is_asked_for(own)
+        with family() as children:
+            children.fork(lambda: None)
+            children.join()
+        assert isinstance(future.exception(LIMIT_S), TaskTimeout)
+
+    @workers
+    @pytest.mark.slow
+    def test_stacks_in_a_callback_while_another_task_is_stopped(self, own: Any) -> None:
+        """The callback runs in the thread that stops tasks."""
+        limited = own.options(timeout=0.2)
+        futures = [limited.submit(tasks.sleep_long) for _ in range(2)]
+        told: list[str] = []
+        for future in futures:
+            future.add_done_callback(lambda _: own._broker.dump_stacks(told.append))
+        assert all(isinstance(future.exception(LIMIT_S), TaskTimeout) for future in futures)
+        own.shutdown()
+        assert len(told) == 6
+
+    @workers
+    def test_stacks_of_workers_that_begin_cost_none(self, make: Make) -> None:
+        executor: Any = make(1)
+        row, words = executor._broker.board.rows[0], executor._broker.board.words
+        deadline = time.monotonic() + LIMIT_S
+        while not words[row.state]:
+            assert time.monotonic() < deadline
+        for _ in range(100):
+            executor._broker._supervisor.dump(0)
+        assert executor.submit(pow, 2, 3).result(LIMIT_S) == 8
+        assert executor.stats().lost == 0
+
+    @workers
+    def test_their_signal_is_as_usual_in_what_a_task_starts(self, ex: Any) -> None:
+        ignored = ex.submit(subprocess.run, ["cat", "/proc/self/status"], capture_output=True, text=True)
+        (mask,) = [line for line in ignored.result(LIMIT_S).stdout.splitlines() if line.startswith("SigIgn:")]
+        assert SIGNAL is not None
+        assert not int(mask.split()[1], 16) >> (SIGNAL - 1) & 1
 
     @workers
     def test_stacks_after_the_end(self, own: Any) -> None:
@@ -488,8 +641,22 @@ class TestOptions:
         }
         with SerialExecutor(**{**keywords, "max_workers": 2, "memory_limit": "1GiB"}) as executor:
             assert executor.submit(pow, 2, 3).result() == 8
-        with pytest.raises(TypeError, match="speed"):
+        with pytest.raises(TypeError, match=r"^SerialExecutor\(\) got an unexpected .*'speed'"):
             SerialExecutor(speed=3)
+        with pytest.raises(TypeError, match=r"^SerialExecutor\.options\(\) got an unexpected .*'speed'"):
+            SerialExecutor().options(speed=3)
+
+    def test_the_serial_executor_never_retries_after_ctrl_c(self) -> None:
+        calls: list[int] = []
+
+        def interrupted() -> None:
+            calls.append(1)
+            raise KeyboardInterrupt
+
+        again = SerialExecutor(retries=3, retry_on=BaseException, backoff=0)
+        with pytest.raises(KeyboardInterrupt):
+            again.submit(interrupted)
+        assert calls == [1]
 
     @workers
     def test_show_in_repr(self, ex: Any) -> None:
@@ -514,9 +681,14 @@ class TestOptions:
             ({"timeout": float("nan")}, ValueError),
             ({"timeout": "1"}, TypeError),
             ({"timeout": True}, TypeError),
+            ({"timeout": 10**400}, ValueError),
             ({"grace": -1}, ValueError),
             ({"retries": -1}, ValueError),
             ({"retries": 1.5}, TypeError),
+            ({"retries": True}, TypeError),
+            ({"retries": 65_535}, ValueError),
+            ({"idempotent": "no"}, TypeError),
+            ({"idempotent": 1}, TypeError),
             ({"retry_on": 3}, TypeError),
             ({"retry_on": (ValueError, "x")}, TypeError),
             ({"backoff": -1}, ValueError),
@@ -534,6 +706,31 @@ class TestOptions:
             ex.options(**bad)
 
     @workers
-    def test_a_chunk_size_does_not_go_with_a_time_out(self, ex: Any) -> None:
-        with pytest.raises(ValueError, match="chunksize"):
-            ex.options(timeout=3).map(abs, [1, 2], chunksize=2)
+    @pytest.mark.parametrize(
+        "option", [{"timeout": 3}, {"memory_limit": "1GiB"}, {"retries": 1}, {"idempotent": True}]
+    )
+    def test_a_chunk_size_does_not_go_with_some(self, ex: Any, option: dict[str, Any]) -> None:
+        (name,) = option
+        with pytest.raises(ValueError, match=f"^with {name} each item .* chunksize must be None or 1, not 2"):
+            ex.options(**option).map(abs, [1, 2], chunksize=2)
+        assert list(ex.options(**option).map(abs, [-1], chunksize=1)) == [1]
+
+    @only_fork
+    def test_numbers_of_numpy_are_numbers(self, make: Make) -> None:
+        executor: Any = make(
+            np.int64(1),  # type: ignore[arg-type]
+            max_tasks_per_child=np.int64(100),
+            shm_limit=np.int64(64 * MIB),
+            retries=np.int64(1),
+            poison_limit=np.uint8(2),
+            memory_limit=np.int64(1 << 32),
+            timeout=np.float32(30),
+            warn_after=np.int16(30),
+        )
+        assert "1 workers" in repr(executor)
+        assert list(executor.map(abs, [-1, 2], buffersize=np.int64(2))) == [1, 2]
+        assert list(
+            executor.options(retries=0, timeout=None, memory_limit=None, warn_after=None).map(
+                abs, [-1, 2], chunksize=np.int64(2)
+            )
+        ) == [1, 2]

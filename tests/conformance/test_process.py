@@ -203,6 +203,24 @@ class TestSignals:
             os.close(writer)
 
     @workers
+    def test_ctrl_c_does_not_disturb_a_task(self, make: Make) -> None:
+        with make(1) as ex:
+            pid = ex.submit(os.getpid).result(LIMIT_S)
+            began = time.monotonic()
+            future = ex.submit(time.sleep, 0.3)
+            for _ in range(4):
+                time.sleep(0.05)
+                os.kill(pid, signal.SIGINT)
+            assert future.result(LIMIT_S) is None
+            assert time.monotonic() - began >= 0.3
+            assert ex.submit(os.getpid).result(LIMIT_S) == pid
+
+    @processes
+    def test_ctrl_c_ends_what_a_task_starts(self, ex: Executor) -> None:
+        """A command would keep an action that is to ignore it."""
+        assert ex.submit(tasks.sigint_of_children).result(LIMIT_S) == (False, True)
+
+    @workers
     def test_no_handler_is_installed_in_the_client(self, make: Make) -> None:
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
         with make(1) as ex:

@@ -176,7 +176,7 @@ class Client:
     def judge(self, claim: int, started: int) -> None:
         for action in self.ledger.member_died([claim], started):
             if isinstance(action, Repost):
-                self.ledger.repost(action.record)
+                self.ledger.repost(action.record, lost=True)
                 self.inbox.appendleft(action.record)
             else:
                 self.settle(action.record, DIED, TaskEvent.FAIL)

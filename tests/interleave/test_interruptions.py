@@ -148,6 +148,34 @@ def test_a_pop_inside_a_pop_is_refused_and_leaves_the_outer_its_claim() -> None:
     assert it.segment.raw[it.claims[0]] == 1
 
 
+def test_a_section_inside_a_section_leaves_the_outer_its_lock() -> None:
+    """A handler may try it before any access."""
+    refused: list[str] = []
+
+    def build(world: World) -> Plan:
+        subject = deque_subject(world, lambda it: it.deque.pop_head(it.claims[1]), (1, 2, 3), ())
+        lock: Any = subject.lock
+        step = world.step
+
+        def handler(what: str, *more: Any, **options: Any) -> None:
+            world.step = step  # type: ignore[method-assign]
+            try:
+                if (owner := lock.owner) is not None:
+                    with pytest.raises(InternalError, match="taken again"):
+                        next_process_locks(lock)
+                    assert lock.owner is owner
+                    refused.append(what)
+                step(what, *more, **options)
+            finally:
+                world.step = handler  # type: ignore[method-assign]
+
+        world.step = handler  # type: ignore[method-assign]
+        return Plan({"outer": subject.operation}, world.no_lock_held)
+
+    assert explore(build, 0, 0) == 1
+    assert len(refused) > 5
+
+
 # ---- outbox
 
 

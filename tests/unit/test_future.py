@@ -325,16 +325,32 @@ class TestCallbacks:
             settle(future)
         assert called == [0, 1, 2, 3, 4]
 
-    def test_one_that_raises_is_logged_and_stops_no_other(self, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+    def test_one_that_raises_is_logged_and_stops_no_other(
+        self, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+    ) -> None:
         future = Broker().future()
         called: list[Any] = []
-        future.add_done_callback(lambda _: 1 / 0)
+
+        def fails(_: object) -> None:
+            raise error
+
+        future.add_done_callback(fails)
         future.add_done_callback(called.append)
         with caplog.at_level(logging.ERROR, logger="concurrent.futures"):
             settle(future, 5)
         assert called == [future]
-        assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+        assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [error]
         assert "exception calling callback" in caplog.text
+
+    def test_ctrl_c_in_one_that_is_called_by_cancel_is_raised(self) -> None:
+        def interrupted(_: object) -> None:
+            raise KeyboardInterrupt
+
+        future = Broker().future()
+        future.add_done_callback(interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            future.cancel()
 
     def test_one_added_to_a_future_that_was_settled_alone_is_called_at_once(self) -> None:
         future = _done()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from repartir.errors import InternalError
 from repartir.ledger import MAX_REPOSTS, Died, Ledger, Record, Repost
+from repartir.policy import Policy
 from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
 from repartir.states import TaskEvent, TaskState
 
@@ -171,14 +174,29 @@ class TestMemberDied:
         for attempt in range(1, MAX_REPOSTS + 1):
             assert record.attempt == attempt
             assert ledger.member_died([record.word], NOTHING) == [Repost(record)]
-            ledger.repost(record)
+            ledger.repost(record, lost=True)
             ledger.enter(record)
         assert ledger.member_died([record.word], NOTHING) == [Died(record, begun=False)]
+
+    def test_a_death_that_was_meant_for_another_task_says_nothing_of_this_one(self) -> None:
+        ledger, record = entered()
+        for _ in range(3 * MAX_REPOSTS):
+            assert ledger.member_died([record.word], NOTHING, expected=True) == [Repost(record)]
+            ledger.repost(record)
+            ledger.enter(record)
+        assert record.reposts == 0
+        assert ledger.member_died([record.word], NOTHING) == [Repost(record)]
+
+    def test_attempts_end_with_the_bits_for_them(self) -> None:
+        """One more would be the word of another task."""
+        ledger, record = entered()
+        record.attempt, record.word = ATTEMPT_MASK, task_word(record.task_id, ATTEMPT_MASK)
+        assert ledger.member_died([record.word], NOTHING, expected=True) == [Died(record, begun=False)]
 
     def test_begun_at_the_last_attempt_it_is_no_poison(self) -> None:
         ledger, record = entered()
         for _ in range(MAX_REPOSTS):
-            ledger.repost(record)
+            ledger.repost(record, lost=True)
             ledger.enter(record)
         assert ledger.member_died([record.word], record.word) == [Died(record, begun=True)]
 
@@ -288,7 +306,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for action in actions:
             task = self.model[action.record.task_id]
             if isinstance(action, Repost):
-                self.ledger.repost(action.record)
+                self.ledger.repost(action.record, lost=True)
                 task.attempt += 1
             else:
                 self.settle(task, TaskEvent.FAIL)
@@ -327,3 +345,36 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+class _Rude:
+    def __call__(self) -> None: ...
+
+    def __repr__(self) -> str:
+        raise ValueError("no repr")
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(f"no {name}")
+
+
+class _Mocking:
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("called", "title"),
+    [
+        (len, "len"),
+        (str.upper, "str.upper"),
+        (functools.partial(functools.partial(len, list(range(1000)))), "len"),
+        (functools.partial(_Rude()), "_Rude"),
+        (_Rude(), "_Rude"),
+        (_Mocking(), "_Mocking"),
+        (type("C" * 1000, (), {}), "C" * 200),
+    ],
+    ids=["function", "method", "partial", "partial of an object", "object", "mock", "long"],
+)
+def test_a_task_has_a_short_title_whatever_is_called(called: object, title: str) -> None:
+    assert Record(1, None, b"", 0, None, called).title == title
+    assert Record(1, None, b"", 0, None, called, Policy(name="fit")).title == "fit"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import pickle
@@ -7,7 +8,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from repartir.codec import OUT_OF_BAND_BYTES, Encoded
 from repartir.errors import TaskNotSerializable, WorkerDied
 from repartir.outcome import Error, Value, capture, caught, decode_outcome, encode_outcome, format_exception
+from repartir.worker import Stopped, call_each, call_many
 from tests.unit.peer import run_main
 
 
@@ -37,6 +39,38 @@ def raised(exception: BaseException) -> Error:
     outcome = settle(capture(task, (), {}))
     assert isinstance(outcome, Error)
     return outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    number: int = 1
+
+
+class StrictError(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"no {name} for you")
+
+    def with_traceback(self, *_: object) -> NoReturn:  # type: ignore[override]
+        raise AttributeError("nor this")
+
+
+@pytest.mark.parametrize("exception", [FrozenError(7), StrictError("told")])
+def test_exceptions_that_refuse_new_attributes_come_back(exception: Exception) -> None:
+    outcome = raised(exception)
+    assert type(outcome.exception) is type(exception)
+    assert (vars(outcome.exception), outcome.exception.args) == (vars(exception), exception.args)
+    assert "in task" in str(outcome.exception.__cause__)
+    assert outcome.exception.__traceback__ is None
+
+
+@pytest.mark.parametrize("chunk", [call_each, call_many])
+def test_they_end_a_chunk_like_others(chunk: Any) -> None:
+    def task(_: object) -> NoReturn:
+        raise FrozenError(7)
+
+    stopped = chunk(task, (1,) if chunk is call_each else ((1,),))
+    assert isinstance(stopped, Stopped)
+    assert type(stopped.exception()) is FrozenError
 
 
 # --- values -------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from repartir.policy import LONGEST_BACKOFF_S, NO_POLICY, UNSET, Policy
+from repartir.policy import LONGEST_BACKOFF_S, MOST_RETRIES, NO_POLICY, UNSET, Policy
 
 
 class Always(random.Random):
@@ -49,6 +51,21 @@ def test_a_function_that_returns_nonsense_is_told_so(bad: float, error: type[Exc
         Policy(backoff=lambda _: bad).delay(1, Always(0.0))
 
 
+def test_seconds_are_floats_whatever_numbers_are_given() -> None:
+    half = Fraction(1, 2)
+    policy = Policy(timeout=half, warn_after=Fraction(1, 4), grace=np.float32(2), backoff=half)  # type: ignore[arg-type]
+    assert (policy.timeout, policy.warn_after, policy.grace, policy.backoff) == (0.5, 0.25, 2.0, 0.5)
+    values = (policy.timeout, policy.warn_after, policy.grace, policy.backoff)
+    assert {type(value) for value in values} == {float}
+    assert type(Policy(backoff=lambda _: half).delay(1, Always(0.0))) is float  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("number", [10**400, Fraction(1, 10**400)])
+def test_what_no_float_can_hold_is_no_time(number: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        Policy(timeout=number)
+
+
 def test_retries_are_counted_and_only_for_what_is_worth_it() -> None:
     policy = Policy(retries=2, retry_on=(ValueError,))
     assert [policy.retries_after(ValueError(), failures) for failures in (1, 2, 3)] == [True, True, False]
@@ -72,3 +89,14 @@ def test_who_must_be_looked_after() -> None:
     assert Policy(timeout=3.0).one_by_one
     assert Policy(idempotent=True).one_by_one
     assert not Policy(name="fit").one_by_one
+
+
+def test_so_many_retries_as_there_are_attempts() -> None:
+    assert Policy(retries=MOST_RETRIES).retries == MOST_RETRIES == 65_534
+    with pytest.raises(ValueError, match="retries must be at most 65534"):
+        Policy(retries=MOST_RETRIES + 1)
+
+
+def test_integers_of_any_kind_are_taken_as_such() -> None:
+    policy = Policy(retries=np.int64(2), poison_limit=np.int8(1), memory_limit=np.uint64(5))  # type: ignore[arg-type]
+    assert [type(value) for value in (policy.retries, policy.poison_limit, policy.memory_limit)] == [int] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +12,11 @@ from repartir.codec import encode_call
 from repartir.errors import InternalError
 from repartir.functions import FunctionTable
 from repartir.future import Future
+from repartir.policy import NO_POLICY, Policy
 from repartir.pump import Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board
+from repartir.shm.layout import AGAIN, MEMBER_LOG, TIMED
 
 
 class SignalError(Exception):
@@ -30,11 +33,11 @@ def pump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pump]:
     board.close()
 
 
-def submit(pump: Pump, *args: Any) -> Future[Any]:
+def submit(pump: Pump, *args: Any, policy: Policy = NO_POLICY) -> Future[Any]:
     driver: Any = object()  # never asked
     future: Future[Any] = Future(driver, pump.new_task_id())
     ref = FunctionTable().encode(len)
-    pump.post(future, ref, encode_call(args, {}), 0, len)
+    pump.post(future, ref, encode_call(args, {}), 0, len, policy)
     return future
 
 
@@ -109,6 +112,48 @@ def test_an_ended_pump_hands_each_task_an_error_of_its_own(pump: Pump) -> None:
     errors = [error for _, _, error in pump.due]
     assert errors[0] is not errors[1]
     assert not pump.ledger.records
+
+
+def test_members_are_heard_when_no_task_can_come_any_more(pump: Pump) -> None:
+    """What they log at their exit: who watches is woken by it, again and again until it is taken."""
+    pump.ended = True
+    assert pump.board.outboxes[1].put(0, MEMBER_LOG, b"bye")
+    pump.pump_surely()
+    assert list(pump.said) == [(1, MEMBER_LOG, b"bye")]
+    assert not pump.has_news_for_sure()
+
+
+def test_a_stopped_task_holds_up_no_submit(pump: Pump) -> None:
+    """Its arguments wait for its member's end, which tells those that wait for room."""
+    future = submit(pump, b"x" * 100_000)
+    row = pump.board.rows[0]
+    entry = next(entry for lane in pump.board.lanes if (entry := lane.pop_head(row.claim)))
+    assert pump.placed == {future.task_id}
+    killed: list[int] = []
+    assert pump.stop(future, killed.append)
+    assert killed == [0]
+    assert not pump.placed
+    room: Future[Any] = Future()
+    pump.room.append(room)
+    assert pump.board.words[row.claim] == entry[0]
+    with pump.mutex:
+        pump.bury_orphans(0)
+    assert room.done()
+    assert pump.board.blocks.usage()[0].arguments == (0, 0)
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_an_interrupted_submit_is_not_watched(pump: Pump, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """The broker's thread would look after it for ever."""
+    with monkeypatch.context() as patch:
+        patch.setattr(pump, "inbox", type("Cut", (deque,), {"append": interrupt})())
+        with pytest.raises(SignalError):
+            submit(pump, b"x" * size, policy=Policy(timeout=1.0))
+    assert not pump.watched
+    submit(pump, b"x" * size, policy=Policy(timeout=1.0, retries=1))
+    assert len(pump.watched) == 1
+    flags = {record.flags & (AGAIN | TIMED) for record in pump.ledger.records.values()}
+    assert flags == {AGAIN | TIMED}
 
 
 @pytest.mark.parametrize("where", ["inbox", "placed"])

@@ -32,7 +32,7 @@ class Alone(Supervisor):
 
     def start(self) -> None:
         self._starts += 1
-        self.extend_deadline()
+        self.extend_deadlines(range(2))
 
 
 @pytest.fixture
@@ -149,8 +149,19 @@ class TestLateStarters:
         now = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
         assert supervisor.late_starters() == [1]
-        supervisor.extend_deadline()
+        supervisor.extend_deadlines([1])
         assert supervisor.late_starters() is None
+
+    def test_a_successor_elsewhere_gives_them_no_time(
+        self, supervisor: Alone, board: Board, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else one that hangs is not noticed while others die and are forked again."""
+        for row in board.rows:
+            board.words[row.state] = MemberState.STARTING
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
+        supervisor.fork(0)
+        assert supervisor.late_starters() == [1]
 
 
 class TestHungNursery:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from repartir import worker as worker_module
-from repartir.shm.board import Board, Kind
+from repartir.shm.board import Board, Kind, MemberState
 from repartir.shm.deque import Entry
 from repartir.shm.layout import MEMBER_BROKEN
 from repartir.shm.outbox import records
 from repartir.worker import MemberSettings, Worker
+from tests.shared import Threads
 
 FIRST, SECOND = (1 << 16 | 1, b"first", 0), (2 << 16 | 1, b"second", 0)
 
@@ -41,6 +42,20 @@ def post(board: Board, at: int, entry: Entry) -> None:
     board.lanes[at].push_tail([entry])
     if board.parking.anyone_idle():
         board.parking.wake(1, at)
+
+
+def test_a_condemned_member_leaves_the_next_task_to_others(
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answered before it was killed."""
+    monkeypatch.setattr(worker_module, "_current", None)
+    worker = make(0)
+    post(board, 0, FIRST)
+    board.words[board.rows[0].condemned] = SECOND[0]
+    worker.run()
+    assert board.words[board.rows[0].claim] == 0
+    assert board.lanes[0].size_hint() == 1
+    assert board.words[board.rows[0].state] == MemberState.RETIRED
 
 
 def woken(board: Board, row: int) -> bool:
@@ -137,6 +152,19 @@ def test_an_initializer_that_fails_at_length(
     assert (word, status) == (0, MEMBER_BROKEN)
     assert b"ValueError" in payload
     assert payload.endswith(b"the end\n")
+
+
+def test_a_thread_of_a_task_takes_no_wake_of_the_main_thread(
+    board: Board, make: Callable[..., Worker]
+) -> None:
+    """One that logs, while the main thread sleeps for want of work."""
+    worker = make(0)
+    board.parking.announce(0)
+    post(board, 0, FIRST)
+    threads = Threads()
+    threads.start(worker._wait_for_client)
+    threads.join()
+    assert woken(board, 0)
 
 
 def test_a_wake_for_a_dead_client_is_no_error(make: Callable[..., Worker]) -> None:

@@ -365,11 +365,42 @@ def test_owner_that_takes_again_gets_an_error(lock: Lock) -> None:
     assert code
     with pytest.raises(InternalError, match="again by its owner"):
         lock.wait(code)
-    if isinstance(lock, PthreadLock):
-        with pytest.raises(InternalError, match="again by its owner"):
-            lock.wait(errno.EDEADLK)
+    lock.release()
+    assert not is_free(lock)
     lock.release()
     assert is_free(lock)
+
+
+def refused(lock: Lock, inner: Callable[[], object] = lambda: None) -> None:
+    """A section of a thread that has the lock."""
+    with pytest.raises(InternalError, match="again by its owner"):
+        try:
+            try:
+                take(lock)
+            except InternalError:
+                inner()
+                raise
+        finally:
+            lock.release()
+
+
+@pytest.mark.parametrize("inner", ["one", "one in another", "another thread's release"])
+def test_refused_section_leaves_the_lock_to_the_outer_one(lock: Lock, place: Room, inner: str) -> None:
+    acts: dict[str, Callable[[], object]] = {
+        "one": lambda: None,
+        "one in another": lambda: refused(lock),
+        "another thread's release": lambda: is_free(lock),
+    }
+    release = lock.release
+    try:
+        take(lock)
+        for _ in range(3):
+            refused(lock, acts[inner])
+            assert not is_free(lock)
+    finally:
+        lock.release()
+    assert is_free(lock)
+    assert lock.release is release
 
 
 @MUTEX_ONLY
