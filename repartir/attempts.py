@@ -114,8 +114,8 @@ class Attempts:
     def died(self, record: TaskRecord, exit_code: int, *, begun: bool) -> None:
         """The task's member died in it, or for the last time before it.  Under the pump's mutex; a look does the rest."""
         pump, word = self._pump, record.word
-        if any(failed is record and of == word for failed, of, _ in pump.failed):
-            return  # it had answered
+        if pump.has_failed(record):
+            return
         if record.stopped is CANCELLED:
             pump.withdrawn(record)
             pump.tell_cancelled(record.future)

@@ -646,10 +646,10 @@ class Broker:
             self._poll_all = self._poll_with_reports()
         if self.broken is not None and not self._aborting:
             self._stop_members(terminate=False)
-        if pump.doubtful:
-            pump.resolve_doubtful()
         if self._attempts.look():
             self._poke()  # a waiter that drives may wait for what was settled here
+        if pump.doubtful:  # after the look: a task whose worker died in it was not taken back
+            pump.resolve_doubtful()
         if self._shared_freed:
             self._shared_freed = False
             self.board.parking.wake_all()

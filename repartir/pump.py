@@ -772,6 +772,10 @@ class Pump:
         self.due.append((future, value, error))
         self._on_news()
 
+    def has_failed(self, record: TaskRecord) -> bool:
+        """Whether the task was answered by an error with which the broker's thread has not dealt yet.  Under ``mutex``."""
+        return any(failed is record and word == record.word for failed, word, _ in self.failed)
+
     def tell_cancelled(self, future: TaskFuture) -> None:
         """Have waiters and callbacks of a future that is marked as cancelled told."""
         self._hand_to_broker(future, None, CANCELLED)
@@ -881,7 +885,7 @@ class Pump:
                 if not waits and not any(board.words[row.claim] == word for row in board.rows):
                     for row in board.rows:
                         self.drain_row(row.index)
-                    if not record.future.done():
+                    if not (record.future.done() or self.has_failed(record)):
                         self.withdrawn(record)
                         self.tell_cancelled(record.future)
                 self.doubtful.popleft()

@@ -242,9 +242,11 @@ def test_storm_of_garbage(place: Room, scale: int) -> None:
 
         def __del__(self) -> None:
             try:
-                if code := lock.try_acquire():
-                    lock.wait(code)
-                lock.release()
+                try:
+                    if code := lock.try_acquire():
+                        lock.wait(code)
+                finally:
+                    lock.release()
             except BaseException as exc:  # noqa: BLE001 - a finalizer's exceptions are lost
                 errors.append(exc)
 

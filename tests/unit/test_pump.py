@@ -12,11 +12,12 @@ from repartir.codec import encode_call
 from repartir.errors import InternalError
 from repartir.functions import FunctionTable
 from repartir.future import Future
+from repartir.outcome import caught, encode_outcome
 from repartir.policy import NO_POLICY, Policy
 from repartir.pump import Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board
-from repartir.shm.layout import AGAIN, MEMBER_LOG, TIMED
+from repartir.shm.layout import AGAIN, ANSWER, MEMBER_LOG, TIMED
 
 
 class SignalError(Exception):
@@ -140,6 +141,21 @@ def test_a_stopped_task_holds_up_no_submit(pump: Pump) -> None:
         pump.bury_orphans(0)
     assert room.done()
     assert pump.board.blocks.usage()[0].arguments == (0, 0)
+
+
+def test_a_task_that_failed_was_not_taken_back(pump: Pump) -> None:
+    """Its cancelling was interrupted, and its error, which may be followed by another attempt, has just come."""
+    future = submit(pump, policy=Policy(retries=1))
+    record = record_of(pump, future)
+    assert in_lanes(pump) == {record.word}
+    body = encode_outcome(caught(ValueError()))
+    assert isinstance(body, bytes)
+    assert pump.board.outboxes[0].put(record.word, ANSWER, body)
+    pump.board.words[pump.board.rows[0].claim] = 0
+    pump.doubtful.append(record)
+    pump.resolve_doubtful()
+    assert len(pump.failed) == 1
+    assert not future.cancelled()
 
 
 @pytest.mark.parametrize("size", [1, 100_000])
