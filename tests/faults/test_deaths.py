@@ -124,7 +124,7 @@ class TestPoison:
         error = future.exception(LIMIT_S)
         assert isinstance(error, PoisonTask)
         assert error.signal == signal.SIGKILL
-        assert f"{MAX_REPOSTS + 1} workers in a row" in str(error)
+        assert f"{MAX_REPOSTS + 1} workers died before" in str(error)
         assert facts[Fact.DIED] == MAX_REPOSTS + 1
         assert facts.runs(0) == 0
 
