@@ -27,7 +27,7 @@ LAYERS = f"""
     portable outcome
     future
     command
-    hygiene environment policy stacks logs worker nursery
+    hygiene environment native_threads policy stacks logs worker nursery
     states ledger pump
     stats
     supervisor attempts members broker
@@ -46,7 +46,10 @@ LAYERS = f"""
 RANK = {name: rank for rank, name in enumerate(LAYERS)}
 UNRULED = {PACKAGE, "cli", "__main__"}
 STRANGERS = ({"gpu"}, {"net"})
-ONLY_HOME = {"wgpu": "gpu.device"}  # a foreign library → the one file that imports it
+ONLY_HOME = {
+    "wgpu": "gpu.device",
+    "joblib": "integrations.joblib",
+}  # a foreign library → the one file that imports it
 
 
 def name_of(path: Path) -> str:
