@@ -31,13 +31,14 @@ LAYERS = f"""
     states ledger pump
     stats
     supervisor attempts members broker
+    progress
     mapping serial executor
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
     pool
     journal sweep montecarlo
-    trace metrics top progress
+    trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}
     data demo demo.series demo.forecast demo.option demo.study demo.report demo.run
