@@ -69,6 +69,12 @@ def fail_when_another_began(folder: Path) -> None:
     raise KeyError("mine")
 
 
+def fail_once(path: Path) -> None:
+    if not path.exists():
+        path.touch()
+        raise KeyError(path)
+
+
 def most_at_once(folder: Path) -> int:
     """How many of these run at a time, as this one sees it."""
     own = folder / f"at-{time.monotonic_ns()}-{os.getpid()}"
@@ -98,6 +104,11 @@ class TestCalls:
             pytest.raises(repartir.TaskTimeout),
         ):
             Parallel()(delayed(time.sleep)(60) for _ in range(2))
+
+    def test_its_options_hold_for_batches(self, ex: Executor, tmp_path: Path) -> None:
+        with parallel_config("repartir", executor=ex.options(retries=1)):
+            calls = [delayed(fail_once)(tmp_path / str(n)) for n in range(4)]
+            assert Parallel(batch_size=1)(calls) == [None] * 4
 
     def test_a_serial_executor_runs_in_place(self) -> None:
         with parallel_config("repartir", executor=SerialExecutor()):

@@ -148,6 +148,19 @@ def task(n):
     assert list(tmp_path.glob("ended-*")) == []
 
 
+def test_an_executor_that_is_made_again_ends_the_old_one(notebook: Notebook) -> None:
+    count = """
+import psutil
+until = time.monotonic() + 10
+children = lambda: len(psutil.Process().children(recursive=True))
+while children() > 3 and time.monotonic() < until: time.sleep(0.02)
+print(children())
+"""
+    assert notebook.run(count) == "3\n"  # two workers and who forks them
+    notebook.run("ex = repartir.Executor(2)\nex.submit(abs, 1).result()")
+    assert notebook.run(count) == "3\n"
+
+
 def test_progress_is_one_line_of_the_output(notebook: Notebook) -> None:
     notebook.run("""
 from repartir.progress import reporter
