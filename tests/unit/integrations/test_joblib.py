@@ -98,6 +98,17 @@ class TestCalls:
         assert Parallel(backend="repartir", executor=ex)(delayed(abs)(-n) for n in range(3)) == [0, 1, 2]
         assert ex._broker.pump.answered > 0
 
+    def test_a_backend_may_be_an_object(self, ex: Executor) -> None:
+        own = backend.RepartirBackend(executor=ex)
+        assert Parallel(2, backend=own)(delayed(abs)(-n) for n in range(3)) == [0, 1, 2]
+        with parallel_config(own):
+            assert Parallel(2)(delayed(abs)(-n) for n in range(3)) == [0, 1, 2]
+
+    @pytest.mark.parametrize("method", ["spawn", "forkserver"])
+    def test_workers_from_a_fresh_interpreter(self, method: str) -> None:
+        with Executor(2, method) as ex, parallel_config("repartir", executor=ex):
+            assert Parallel()(delayed(pow)(n, 2) for n in range(20)) == [n * n for n in range(20)]
+
     def test_an_executor_with_options_is_one(self, ex: Executor) -> None:
         with (
             parallel_config("repartir", executor=ex.options(timeout=0.1)),
@@ -384,6 +395,21 @@ class TestShared:
         assert three is not None
         assert executor_of(2) is three
         assert executor_of(4) is not three
+
+    def test_threads_share_it(self) -> None:
+        results: dict[int, list[int]] = {}
+
+        def use(number: int) -> None:
+            for _ in range(5):
+                calls = (delayed(abs)(n * number) for n in range(30))
+                results[number] = Parallel(2, backend="repartir", batch_size=4)(calls)
+
+        threads = [threading.Thread(target=use, args=[number]) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        assert results == {number: [n * number for n in range(30)] for number in range(4)}
 
     def test_who_uses_the_smaller_one_keeps_it(self) -> None:
         with parallel_config("repartir"):
