@@ -29,6 +29,7 @@ NAMES = (
     "array_stream",
     "array_steady",
     "array_threshold",
+    "joblib_backend",
     "faults",
     "reliability",
 )

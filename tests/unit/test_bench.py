@@ -19,6 +19,7 @@ from bench.common import client_process, in_forks, measure_all, rows_of
 from bench.contenders import ARRAY_CONTENDERS, CONTENDERS, OURS, STDLIB, Contender, Pool
 from bench.efficiency import efficiency
 from bench.gate import Gate
+from bench.joblib_backend import take_turns
 from bench.procfs import memory, open_files, shared_mappings, thread_uses, tree
 from bench.report import (
     MET,
@@ -163,6 +164,17 @@ def test_each_timed_call_has_an_array_of_its_own():
     assert seconds_per_call(pool, abs, 1024, calls=3) >= 0
     assert len({id(array) for array in seen}) == WARM_UP + 3
     assert all(array.nbytes == 1024 for array in seen)
+
+
+@pytest.mark.parametrize(("from_nothing", "warm_up"), [(False, ["repartir", "loky"]), (True, [])])
+def test_backends_take_turns_to_be_first(monkeypatch, from_nothing, warm_up):
+    seen = []
+    monkeypatch.setattr("bench.joblib_backend.seconds", lambda run, backend: seen.append(backend) or 1.0)
+    monkeypatch.setattr("bench.joblib_backend.end_workers", lambda: seen.append("end"))
+    found = take_turns(print, 2, from_nothing=from_nothing)
+    assert [name for name in seen if name != "end"] == [*warm_up, "loky", "repartir", "repartir", "loky"]
+    assert seen.count("end") == 4 * from_nothing
+    assert found == {"repartir": Series([1.0, 1.0]), "loky": Series([1.0, 1.0])}
 
 
 def test_forks_share_the_work(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,21 @@ from repartir import states
 from tests.helpers import module_main
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/tutorial.md", "docs/howto/arrays.md")
+PAGES = (
+    "README.md",
+    "docs/tutorial.md",
+    "docs/howto/arrays.md",
+    "docs/howto/dask.md",
+    "docs/howto/from-joblib.md",
+    "docs/howto/notebooks.md",
+)
+NEEDS = {"docs/howto/dask.md": "dask", "docs/howto/from-joblib.md": "sklearn"}
 EXAMPLES = [
-    pytest.param(block.group(1), id=f"{page}:{text[: block.start()].count(chr(10)) + 1}")
+    pytest.param(
+        block.group(1),
+        id=f"{page}:{text[: block.start()].count(chr(10)) + 1}",
+        marks=[pytest.mark.skipif(find_spec(NEEDS.get(page, "os")) is None, reason="not installed")],
+    )
     for page in PAGES
     for text in [(ROOT / page).read_text()]
     for block in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)

@@ -27,17 +27,18 @@ LAYERS = f"""
     portable outcome batches pages
     future
     command
-    hygiene environment policy stacks logs rangeloop worker nursery
+    hygiene environment native_threads policy stacks logs rangeloop worker nursery
     states ledger mapjob pump
     stats
     supervisor attempts members broker
+    progress
     mapping serial executor
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
     pool
     journal sweep montecarlo
-    trace metrics top progress
+    trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}
     data demo demo.series demo.forecast demo.option demo.study demo.report demo.run
@@ -46,7 +47,10 @@ LAYERS = f"""
 RANK = {name: rank for rank, name in enumerate(LAYERS)}
 UNRULED = {PACKAGE, "cli", "__main__"}
 STRANGERS = ({"gpu"}, {"net"})
-ONLY_HOME = {"wgpu": "gpu.device"}  # a foreign library → the one file that imports it
+ONLY_HOME = {
+    "wgpu": "gpu.device",
+    "joblib": "integrations.joblib",
+}  # a foreign library → the one file that imports it
 
 
 def name_of(path: Path) -> str:
