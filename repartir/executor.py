@@ -27,8 +27,10 @@ from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.functions import FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
+from repartir.ledger import name_of
 from repartir.mapjob import MapJob
 from repartir.policy import NO_POLICY, UNSET, Backoff, Policy
+from repartir.progress import Told, reporter
 from repartir.serial import SerialExecutor, current_executor, share
 from repartir.shm.board import BoardClosed
 from repartir.shm.layout import MAX_ROWS
@@ -81,6 +83,9 @@ class _TakesTasks(concurrent.futures.Executor):
             future.set_exception(exc)
         except BoardClosed:
             self._refuse()
+        except BaseException:
+            future.cancel(running=True)  # it may be under way, and nobody will have the future
+            raise
         return future
 
     def options(
@@ -141,6 +146,7 @@ class _TakesTasks(concurrent.futures.Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         return_exceptions: bool = False,
+        progress: bool | Told = False,
     ) -> Iterator[T]: ...
 
     @overload
@@ -150,6 +156,7 @@ class _TakesTasks(concurrent.futures.Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         reduce: Callable[[T, T], T],
+        progress: bool | Told = False,
     ) -> T: ...
 
     def map(
@@ -161,6 +168,7 @@ class _TakesTasks(concurrent.futures.Executor):
         buffersize: int | None = None,
         return_exceptions: bool = False,
         reduce: Callable[[T, T], T] | None = None,
+        progress: bool | Told = False,
     ) -> Any:
         """Results of ``fn`` over the items of the iterables, in order.
 
@@ -176,6 +184,8 @@ class _TakesTasks(concurrent.futures.Executor):
             reduce: an associative function of two results.  Workers fold what they have, in the order of items, and this
                 call waits and returns what all results are folded to; floating-point sums may differ in the last bits from
                 run to run.  Raises ``TypeError`` without items.
+            progress: True shows how far the map has come, in a terminal or a notebook, elsewhere in a log line at most every
+                30 s; a callable is told (done, total), total None where it is not known.
         """
         return self._map(
             fn,
@@ -186,6 +196,7 @@ class _TakesTasks(concurrent.futures.Executor):
             buffersize,
             return_exceptions=return_exceptions,
             reduce=reduce,
+            progress=progress,
         )
 
     def map_unordered(
@@ -196,6 +207,7 @@ class _TakesTasks(concurrent.futures.Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         return_exceptions: bool = False,
+        progress: bool | Told = False,
     ) -> Iterator[T]:
         """As `map`, with the results in the order in which they come."""
         return self._map(  # type: ignore[no-any-return]
@@ -207,6 +219,7 @@ class _TakesTasks(concurrent.futures.Executor):
             buffersize,
             ordered=False,
             return_exceptions=return_exceptions,
+            progress=progress,
         )
 
     def starmap(
@@ -218,10 +231,18 @@ class _TakesTasks(concurrent.futures.Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
         return_exceptions: bool = False,
+        progress: bool | Told = False,
     ) -> Iterator[T]:
         """As `map`, over tuples of arguments."""
         return self._map(  # type: ignore[no-any-return]
-            fn, iterable, True, timeout, chunksize, buffersize, return_exceptions=return_exceptions
+            fn,
+            iterable,
+            True,
+            timeout,
+            chunksize,
+            buffersize,
+            return_exceptions=return_exceptions,
+            progress=progress,
         )
 
     def _map(
@@ -236,6 +257,7 @@ class _TakesTasks(concurrent.futures.Executor):
         ordered: bool = True,
         return_exceptions: bool = False,
         reduce: Callable[[T, T], T] | None = None,
+        progress: bool | Told = False,
     ) -> Any:
         mapping.check_arguments(chunksize, buffersize)
         if self._policy.one_by_one and chunksize not in (None, 1):
@@ -248,8 +270,11 @@ class _TakesTasks(concurrent.futures.Executor):
         broker = self._broker
         if broker.closing or broker.broken is not None:
             self._refuse()
+        total = None
         if buffersize is None:
             items = list(items)
+            total = len(items)
+        shown = reporter(progress, self._policy.name or name_of(fn), total)
         job = MapJob(broker.pump, broker, ordered=ordered)
         engine = mapping.Engine(
             broker.pump, broker, self._functions.inherited, self._threshold, self._max_workers
@@ -277,8 +302,8 @@ class _TakesTasks(concurrent.futures.Executor):
             job.cancel(running=isinstance(exc, KeyboardInterrupt))
             raise
         if reduce is None:
-            return mapping.results(feed, job, until, return_exceptions=return_exceptions)
-        return mapping.folded(job, feed, reduce, until)
+            return mapping.results(feed, job, until, shown, return_exceptions=return_exceptions)
+        return mapping.folded(job, feed, reduce, until, shown)
 
     def share(self, value: Any, *, writable: bool = False) -> Any:
         """Put an array or any other object into shared memory once, for many tasks.

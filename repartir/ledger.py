@@ -117,7 +117,7 @@ class Record(Generic[F]):
     @property
     def title(self) -> str:
         """What messages call the task."""
-        return self.policy.name or _name_of(self.name)
+        return self.policy.name or name_of(self.name)
 
     def is_poison(self) -> bool:
         """Whether a worker that dies in it now is as many as it may kill, where it may be run again."""
@@ -133,7 +133,7 @@ class Record(Generic[F]):
         return self.policy.retries_after(error, self.failures.times + 1)
 
 
-def _name_of(function: object) -> str:
+def name_of(function: object) -> str:
     """A short name, whatever the program called.  Not its ``repr``, which may be large, or raise: it is the user's code."""
     while isinstance(function, functools.partial):
         function = function.func

@@ -16,6 +16,7 @@ from repartir.functions import FunctionRef
 from repartir.future import Driver, Future
 from repartir.mapjob import Folded, MapJob, count_of
 from repartir.policy import Policy
+from repartir.progress import Reporter
 from repartir.pump import Pump
 from repartir.shm.layout import FOLD, STAR, WHOLE
 
@@ -200,7 +201,9 @@ class Feed:
             self._job.give(self.posted, Failed(error, count))
 
 
-def results(feed: Feed, job: MapJob, until: float | None, *, return_exceptions: bool) -> Iterator[Any]:
+def results(
+    feed: Feed, job: MapJob, until: float | None, shown: Reporter, *, return_exceptions: bool
+) -> Iterator[Any]:
     """Yield what comes back, in the order of items or, in an unordered job, as it comes.
 
     The first exception, unless it is to be returned, the time-out or the death of the iterator cancels what is pending;
@@ -213,6 +216,7 @@ def results(feed: Feed, job: MapJob, until: float | None, *, return_exceptions: 
             count = count_of(outcome)
             taken += count
             feed.used(count)
+            shown.step(count)
             if isinstance(outcome, Failed):
                 outcome = Mixed([Failed(outcome.error)] * count)
             if type(outcome) is not list:
@@ -226,6 +230,7 @@ def results(feed: Feed, job: MapJob, until: float | None, *, return_exceptions: 
         raise
     finally:
         job.cancel(running=interrupted)
+        shown.close()
 
 
 def _with_errors(outcome: Any, *, return_exceptions: bool) -> Iterator[Any]:
@@ -241,7 +246,9 @@ def _with_errors(outcome: Any, *, return_exceptions: bool) -> Iterator[Any]:
         value = None
 
 
-def folded(job: MapJob, feed: Feed, operator: Callable[[Any, Any], Any], until: float | None) -> Any:
+def folded(
+    job: MapJob, feed: Feed, operator: Callable[[Any, Any], Any], until: float | None, shown: Reporter
+) -> Any:
     """All outcomes folded, from the first item to the last.  Raises the first error, and ``TypeError`` without items."""
     interrupted = False
 
@@ -250,6 +257,7 @@ def folded(job: MapJob, feed: Feed, operator: Callable[[Any, Any], Any], until: 
         while taken < feed.posted:
             _, outcome = job.take(taken, until)
             taken += count_of(outcome)
+            shown.step(count_of(outcome))
             if isinstance(outcome, Failed):
                 raise outcome.take()
             yield from [outcome.value] if isinstance(outcome, Folded) else outcome
@@ -261,3 +269,4 @@ def folded(job: MapJob, feed: Feed, operator: Callable[[Any, Any], Any], until: 
         raise
     finally:
         job.cancel(running=interrupted)
+        shown.close()

@@ -450,7 +450,7 @@ class Pump:
         if record.future._state != "PENDING":
             self.forget(record, TaskEvent.CANCEL)
         elif record.lane >= 0:
-            if self.board.lanes[record.lane].tail <= record.position:
+            if self._is_uncommitted(record):
                 record.lane = record.position = -1
                 return True
             self.board.parking.wake(1, record.lane)
@@ -842,7 +842,7 @@ class Pump:
         """The member of a task that had not begun died, ``lost`` or told to end: the task is next.  Under ``mutex``."""
         for waiting in list(self.inbox):
             # What an interrupted attempt left: the position may soon be another task's, and then looks committed.
-            if waiting.lane >= 0 and self.board.lanes[waiting.lane].tail <= waiting.position:
+            if self._is_uncommitted(waiting):
                 waiting.lane = waiting.position = -1
         self.ledger.repost(record, lost=lost)
         self.inbox.appendleft(record)
@@ -858,7 +858,7 @@ class Pump:
             record = self.ledger.records.get(future.task_id)
             if record is None:
                 return future.mark_cancelled()  # who would post it forgets it instead
-            if record.state is TaskState.PENDING or self._has_failed(record):
+            if record.state is TaskState.PENDING or self._has_failed(record) or self._is_uncommitted(record):
                 self.retry_cancelled = True
                 self._on_news()
                 return future.mark_cancelled()
@@ -870,6 +870,10 @@ class Pump:
                 self.doubtful.append(record)
                 self._on_news()
                 raise
+
+    def _is_uncommitted(self, record: TaskRecord) -> bool:
+        """Whether the task is still to be posted: an attempt to do so was interrupted before it was committed."""
+        return record.lane >= 0 and self.board.lanes[record.lane].tail <= record.position
 
     def resolve_doubtful(self) -> None:
         """Finish the cancelling that an exception cut short, if it had come far enough.  For the broker's thread.

@@ -17,7 +17,9 @@ from typing import Any, ParamSpec, TextIO, TypeVar
 from repartir import mapping, optional, stacks, worker
 from repartir.codec import Encoded, encode_value, parts_of
 from repartir.future import Future
+from repartir.ledger import name_of
 from repartir.policy import NO_POLICY, Policy
+from repartir.progress import Reporter, Told, reporter
 from repartir.stats import ExecutorStats, shared_bytes
 
 P = ParamSpec("P")
@@ -85,6 +87,7 @@ class SerialExecutor(concurrent.futures.Executor):
         buffersize: int | None = None,
         return_exceptions: bool = False,
         reduce: Callable[[T, T], T] | None = None,
+        progress: bool | Told = False,
     ) -> Any:
         """Results of ``fn`` over the items in order, each computed when it is asked for.
 
@@ -97,9 +100,9 @@ class SerialExecutor(concurrent.futures.Executor):
         # A generator, since an exhausted zip would take more of its longer iterables when asked again.
         items = (args for args in zip(*iterables, strict=False))
         ahead = None if buffersize is None else buffersize * (chunksize or 1)
-        results = self._each(
-            fn, deque(itertools.islice(items, ahead)), items, until, return_exceptions=return_exceptions
-        )
+        taken = deque(itertools.islice(items, ahead))
+        shown = reporter(progress, self._policy.name or name_of(fn), len(taken) if ahead is None else None)
+        results = self._each(fn, taken, items, until, shown, return_exceptions=return_exceptions)
         return results if reduce is None else mapping.fold(reduce, results)
 
     def map_unordered(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
@@ -167,6 +170,20 @@ class SerialExecutor(concurrent.futures.Executor):
         taken: deque[tuple[Any, ...]],
         items: Iterator[tuple[Any, ...]],
         until: float | None,
+        shown: Reporter,
+        *,
+        return_exceptions: bool,
+    ) -> Iterator[T]:
+        with shown:
+            yield from self._one_by_one(fn, taken, items, until, shown, return_exceptions=return_exceptions)
+
+    def _one_by_one(
+        self,
+        fn: Callable[..., T],
+        taken: deque[tuple[Any, ...]],
+        items: Iterator[tuple[Any, ...]],
+        until: float | None,
+        shown: Reporter,
         *,
         return_exceptions: bool,
     ) -> Iterator[T]:
@@ -182,6 +199,7 @@ class SerialExecutor(concurrent.futures.Executor):
                     raise
                 value = exc
             taken.extend(itertools.islice(items, 1))
+            shown.step()
             yield value
             del value
 

@@ -251,6 +251,37 @@ class TestReduce:
             ex.map(abs, [1], reduce=operator.add, **options)
 
 
+class TestProgress:
+    @ours
+    @pytest.mark.parametrize("way", ["map", "map_unordered", "reduce"])
+    def test_a_callable_is_told(self, ex: Any, way: str) -> None:
+        told: list[tuple[int, int | None]] = []
+        if way == "reduce":
+            ex.map(abs, range(100), reduce=operator.add, progress=lambda *args: told.append(args))
+        else:
+            list(getattr(ex, way)(abs, range(100), progress=lambda *args: told.append(args)))
+        assert told[-1] == (100, 100)
+
+    @ours
+    def test_without_a_total(self, ex: Any) -> None:
+        told: list[tuple[int, int | None]] = []
+        list(ex.map(abs, range(100), buffersize=5, progress=lambda *args: told.append(args)))
+        assert told[-1] == (100, None)
+
+    @ours
+    def test_an_end_before_the_end(self, ex: Any) -> None:
+        told: list[tuple[int, int | None]] = []
+        with pytest.raises(ValueError, match="1"):
+            list(ex.map(tasks.odd_fails, range(100), progress=lambda *args: told.append(args)))
+        assert told
+        assert told[-1][1] == 100
+
+    @ours
+    def test_nonsense_is_refused_at_the_call(self, ex: Any) -> None:
+        with pytest.raises(TypeError, match="progress must be"):
+            ex.map(abs, range(10), progress="yes")
+
+
 class TestSharing:
     @workers
     def test_one_long_item_holds_nothing_back(self, ex: Any, gate: GateKeeper, bell: BellKeeper) -> None:

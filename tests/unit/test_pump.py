@@ -67,6 +67,20 @@ def test_an_interrupted_post_is_repeated(pump: Pump, monkeypatch: pytest.MonkeyP
     assert second.task_id in pump.ledger.records
 
 
+def test_a_task_whose_post_was_interrupted_can_be_taken_back(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("repartir.shm.deque.TaskDeque.push_tail", interrupt)
+        with pytest.raises(SignalError):
+            submit(pump, "interrupted")
+    (record,) = pump.ledger.records.values()
+    assert pump.take_back(record.future)
+    submit(pump, "next")
+    assert len(in_lanes(pump)) == 1
+    assert not pump.inbox
+
+
 def interrupt(*_: object) -> None:
     raise SignalError
 
