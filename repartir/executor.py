@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TextIO, TypeVar
 from repartir import logs, mapping
 from repartir.broker import Broker
 from repartir.codec import OUT_OF_BAND_BYTES, encode_call
+from repartir.cores import AUTO, share_of_cores
 from repartir.environment import (
     check_seconds,
     choose_start_method,
@@ -244,6 +245,11 @@ class Executor(_TakesTasks):
             operating system enforces it (RLIMIT_AS): what goes beyond fails in the task with ``MemoryError``.  Linux only.
         forward_logs: whether log records and warnings of workers go to this process's loggers and filters, under the process
             names "worker-0" and so on; else workers keep the handlers that they inherit.
+        threads_per_worker: threads that each BLAS or OpenMP library of a worker uses.  "auto": usable cores ÷ workers, at
+            least 1, at most what OMP_NUM_THREADS, OPENBLAS_NUM_THREADS and the like, and the library here, say already.
+            None: libraries are left alone.  A task may change it for itself, with threadpoolctl for one.
+        pin: bind each worker to one usable core, in turn, those of one NUMA node before those of the next.  "auto" then
+            means one thread.  Raises ``ValueError`` where the system has no ``os.sched_setaffinity``.
 
     Raises ``ValueError`` and ``TypeError`` as the standard library does, ``SharedMemoryFull`` where there is no room.
     """
@@ -272,6 +278,8 @@ class Executor(_TakesTasks):
         max_rss_growth: int | str | None = None,
         address_space_limit: int | str | None = None,
         forward_logs: bool = True,
+        threads_per_worker: int | str | None = AUTO,
+        pin: bool = False,
     ) -> None:
         if max_workers is None:
             max_workers = default_workers()
@@ -326,6 +334,7 @@ class Executor(_TakesTasks):
             address_space=space,
             log_levels=logs.levels_for(method) if forward_logs else None,
             out_of_band=self._threshold,
+            cores=share_of_cores(threads_per_worker, pin, max_workers),
         )
         self._functions = FunctionTable(inherited, owned)
         self._shut = False

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from repartir import mapping, optional, worker
 from repartir.codec import Encoded, encode_value, parts_of
+from repartir.cores import AUTO, share_of_cores
 from repartir.future import Future
 from repartir.policy import NO_POLICY
 from repartir.stats import ExecutorStats, shared_bytes
@@ -45,8 +46,11 @@ class SerialExecutor(concurrent.futures.Executor):
         max_rss_growth: int | str | None = None,
         address_space_limit: int | str | None = None,
         forward_logs: bool = True,
+        threads_per_worker: int | str | None = AUTO,
+        pin: bool = False,
         **options: Any,
     ) -> None:
+        share_of_cores(threads_per_worker, pin, 1)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self.name = name

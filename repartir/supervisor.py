@@ -5,6 +5,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import signal
@@ -203,7 +204,8 @@ class Supervisor:
         def run(row: int) -> None:
             Worker(board, row, wake_fd, members, stacks_fd).run()
 
-        settings = NurserySettings(os.getpid(), self._start_method, run)
+        limit = functools.partial(members.cores.limit_threads, members.cores.libraries())
+        settings = NurserySettings(os.getpid(), self._start_method, run, limit)
         mask = _sigmask(signal.SIG_BLOCK, ())
         try:
             # Within the block, as it may raise what a handler raises although the signals are blocked by then.
@@ -230,7 +232,7 @@ class Supervisor:
         from multiprocessing.util import spawnv_passfds
 
         fds = [self._theirs.fileno(), self._wake_fd, self._stacks_fd, *self._board.descriptors()]
-        command = fresh_command(fds)
+        command = fresh_command(fds, self._members.cores.variables(os.environ))
         start = FreshStart.of_this_process(self._start_method, self._members)
         self._nurseries.append(spawnv_passfds(os.fsencode(command[0]), command, fds))
         self._theirs.close()  # else a nursery that fails at its start would not be noticed below

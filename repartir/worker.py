@@ -19,6 +19,7 @@ from typing import Any
 from repartir import optional, outcome, stacks
 from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
+from repartir.cores import UNLIMITED, CoreShare
 from repartir.functions import FunctionCache, function_of
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
@@ -77,6 +78,8 @@ class MemberSettings:
     """What members log goes to the client, whose levels these are; None: nowhere but to their own handlers."""
     out_of_band: int = OUT_OF_BAND_BYTES
     """Bytes from which on a buffer of a result travels beside the pickle."""
+    cores: CoreShare = UNLIMITED
+    """What a member may use of the cores."""
 
 
 class Worker:
@@ -126,6 +129,7 @@ class Worker:
                 f"worker-{self._index}", _LOG_RECORDS * self._largest_bytes, self._send_log
             )
             self._forwarder.install()
+        self._settings.cores.pin(self._index)
         self._words[self._row.state] = MemberState.INITIALIZING
         if not self._initialize():
             return

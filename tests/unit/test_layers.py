@@ -27,7 +27,7 @@ LAYERS = f"""
     portable outcome
     future
     command
-    hygiene environment policy stacks logs worker nursery
+    hygiene environment cores policy stacks logs worker nursery
     states ledger pump
     stats
     supervisor attempts members broker
