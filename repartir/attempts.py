@@ -166,7 +166,7 @@ class Attempts:
                 if record.future.done():
                     pump.forget(record, TaskEvent.CANCEL)
                 else:
-                    pump.inbox.append(record)
+                    pump.post_again(record)
         pump.pump_surely()
         return self._later[0][0] - now if self._later else float("inf")
 

@@ -92,6 +92,7 @@ class _TakesTasks(concurrent.futures.Executor):
         memory_limit: int | str | None = UNSET,
         warn_after: float | None = UNSET,
         name: str | None = UNSET,
+        worker: int | None = UNSET,
     ) -> ExecutorWithOptions:
         """This executor, with other rules for the tasks that are submitted through what is returned.
 
@@ -110,6 +111,8 @@ class _TakesTasks(concurrent.futures.Executor):
                 replaced, and the task fails with ``MemoryLimitExceeded``.
             warn_after: seconds after which a task that still runs is logged as a warning.
             name: what messages call the task; None: the function's name.
+            worker: put tasks into the queue of the worker of this number, from 0 on.  A wish: a worker that has nothing to
+                do steals them at once.  None: into any.  What must run in every worker is for `run_on_all`.
 
         With a time-out, another limit or retries each item of a ``map`` is a task of its own.
         """
@@ -124,8 +127,45 @@ class _TakesTasks(concurrent.futures.Executor):
             memory_limit=memory_limit,
             warn_after=warn_after,
             name=name,
+            worker=worker,
         )
+        if policy.worker is not None and policy.worker >= self._max_workers:
+            raise ValueError(f"worker must be from 0 to {self._max_workers - 1}, not {policy.worker}")
         return ExecutorWithOptions(self, policy)
+
+    def run_on_all(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Call ``fn(*args, **kwargs)`` once in every worker; the results, by the workers' numbers.
+
+        A worker that runs a task calls it right after that, before all other tasks that wait.  For what every worker is
+        to have or to drop: a cache, a seed, a connection.  A worker that is replaced later has not called it; what all
+        are to have from the start is for an ``initializer``.
+
+        When all have ended, the first error is raised, ``WorkerDied`` for a worker that died in it, with a note that says in
+        which worker.  Ctrl-C ends the calls.  Raises ``RuntimeError`` after shutdown, in callbacks and signal handlers, and
+        when 32 calls wait for a worker already, ``BrokenProcessPool`` when the executor is broken.
+        """
+        broker = self._broker
+        if broker.must_not_wait():
+            raise RuntimeError(
+                "run_on_all() waits for workers, so it cannot be called in a callback or a signal handler"
+            )
+        if broker.closing or broker.broken is not None:
+            self._refuse()
+        ref = self._functions.encode(fn)
+        call = encode_call(args, kwargs, self._functions.inherited, self._threshold)
+        futures: list[Future[T]] = [
+            Future(broker, broker.pump.new_task_id()) for _ in range(self._max_workers)
+        ]
+        try:
+            for row, future in enumerate(futures):
+                policy = dataclasses.replace(self._policy, worker=row, exclusive=True)
+                broker.pump.post(future, ref, call, 0, fn, policy)
+        except BoardClosed:
+            self._refuse()
+        except BaseException as exc:
+            mapping.cancel_all(futures, exc)
+            raise
+        return mapping.of_all_workers(futures)
 
     def map(
         self,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from repartir.future import Future
 from repartir.worker import Stopped
+
+T = TypeVar("T")
 
 _LARGEST_SHARE = 16
 _GUIDED_SHARE = 4
@@ -92,3 +94,27 @@ def results(
     finally:
         for future in pending:
             future.cancel(running=interrupted)
+
+
+def of_all_workers(futures: Sequence[Future[T]]) -> list[T]:
+    """What the call in each worker returned, once all have ended; the first error raised, with a note that says where."""
+    try:
+        errors = [future.exception() for future in futures]
+    except BaseException as exc:
+        cancel_all(futures, exc)
+        raise
+    for row, error in enumerate(errors):
+        if error is not None:
+            error.add_note(f"in worker {row}")
+            try:
+                raise error
+            finally:
+                errors.clear()
+                del error
+    return [future.result() for future in futures]
+
+
+def cancel_all(futures: Iterable[Future[Any]], reason: BaseException) -> None:
+    """Nobody waits for these any more: cancel what has not begun and, after Ctrl-C, stop what runs."""
+    for future in futures:
+        future.cancel(running=isinstance(reason, KeyboardInterrupt))

@@ -49,6 +49,8 @@ class Policy:
         memory_limit: bytes of memory that the worker may have taken since it was ready; None: no limit.
         warn_after: seconds after which a task that still runs is logged as a warning; None: never.
         name: what messages call the task; None: the function's name.
+        worker: the row whose member is to run the task; others may steal it; None: any.
+        exclusive: nobody but that member runs it.
     """
 
     timeout: float | None = None
@@ -61,6 +63,8 @@ class Policy:
     memory_limit: int | None = None
     warn_after: float | None = None
     name: str | None = None
+    worker: int | None = None
+    exclusive: bool = False
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
@@ -73,6 +77,8 @@ class Policy:
             _check_count("memory_limit", self.memory_limit, 1)
         if self.poison_limit is not None:
             _check_count("poison_limit", self.poison_limit, 1)
+        if self.worker is not None:
+            _check_count("worker", self.worker, 0)
         if not isinstance(self.retry_on, tuple):
             object.__setattr__(self, "retry_on", (self.retry_on,))
         for kind in self.retry_on:

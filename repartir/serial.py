@@ -9,7 +9,8 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from contextvars import ContextVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from repartir import mapping, optional, worker
 from repartir.codec import Encoded, encode_value, parts_of
@@ -20,6 +21,16 @@ from repartir.stats import ExecutorStats, shared_bytes
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class _Running(NamedTuple):
+    """That a serial executor runs a task, in which process (a fork has it too), and what its initializer returned."""
+
+    member: worker.Worker | None
+    state: Any
+
+
+_running: ContextVar[_Running | None] = ContextVar("running", default=None)
 
 
 class SerialExecutor(concurrent.futures.Executor):
@@ -56,8 +67,7 @@ class SerialExecutor(concurrent.futures.Executor):
         self.name = name
         self._shut = False
         self._policy = NO_POLICY.changed(**options)
-        if initializer is not None:
-            initializer(*initargs)
+        self._worker_state = None if initializer is None else initializer(*initargs)
 
     def __repr__(self) -> str:
         return f"<SerialExecutor{' shut down' if self._shut else ''}>"
@@ -98,11 +108,15 @@ class SerialExecutor(concurrent.futures.Executor):
         return self._each(fn, deque(itertools.islice(items, ahead)), items, until)
 
     def options(self, **options: Any) -> SerialExecutor:
-        """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped."""
+        """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped, nor sent elsewhere."""
         changed = copy.copy(self)
         changed._executor = self
         changed._policy = self._policy.changed(**options)
         return changed
+
+    def run_on_all(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """As `Executor.run_on_all`: one call, here."""
+        return mapping.of_all_workers([self.submit(fn, *args, **kwargs)])
 
     def share(self, value: Any, *, writable: bool = False) -> Any:
         """As `Executor.share`: for any executor."""
@@ -134,13 +148,19 @@ class SerialExecutor(concurrent.futures.Executor):
     def _call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         policy = self._policy
         for failures in itertools.count(1):
+            token = _running.set(self._running())
             try:
                 return call(fn, args, kwargs)
             except BaseException as exc:
                 if not policy.retries_after(exc, failures):
                     raise
+            finally:
+                _running.reset(token)
             time.sleep(policy.delay(failures, random.Random()))
         raise AssertionError("unreachable")
+
+    def _running(self) -> _Running | None:
+        return _running.get() if self is _in_task else _Running(worker.current(), self._worker_state)
 
     def _each(
         self,
@@ -190,6 +210,22 @@ def current_executor() -> SerialExecutor:
             "outside a task make an Executor, or pass the one you have"
         )
     return _in_task
+
+
+def worker_state() -> Any:
+    """In a task: what the executor's ``initializer`` returned in this worker, None without one.
+
+    For what tasks share that cannot be sent or is dear to make: a model, a connection.  Elsewhere: ``RuntimeError``.
+    """
+    member, running = worker.current(), _running.get()
+    if running is not None and running.member is member:
+        return running.state
+    if member is None:
+        raise RuntimeError(
+            "worker_state() works in tasks only: it is what the executor's initializer returned in the worker. "
+            "Call it in a function that is submitted"
+        )
+    return member.state
 
 
 _in_task = SerialExecutor()

@@ -119,6 +119,10 @@ class Board:
             self._deque(shape.spawn(index), shape.spawn_capacity, make, claims) for index in range(shape.rows)
         ]
         self.outboxes = [self._outbox(shape.outbox(index), make) for index in range(shape.rows)]
+        self.mailboxes = [
+            self._deque(shape.mailbox(index), shape.mailbox_capacity, make, claims)
+            for index in range(shape.rows)
+        ]
         make_in_arena = LockFactory(arenas[0], lock_fd, first_byte=_ARENA_LOCKS)
         locks = (
             make_in_arena(layout.A_LOCK, layout.A_DIRTY_W),
@@ -186,7 +190,7 @@ class Board:
         vars(self).clear()
 
     def reset_row(self, index: int) -> None:
-        """Make a dead member's row ready for its successor.  Its lane keeps its tasks."""
+        """Make a dead member's row ready for its successor.  Its lane and its mailbox keep their tasks."""
         row = self.rows[index]
         self.parking.forget(index)
         for word in (row.pid, row.state, row.claim, row.started, row.blocked, row.began, row.condemned):
@@ -208,7 +212,7 @@ class Board:
 
     def lock_and_unlock_all(self) -> None:
         """Take every deque's lock once, so that the repairs which a death calls for are done."""
-        for deque in (*self.lanes, *self.spawns):
+        for deque in (*self.lanes, *self.spawns, *self.mailboxes):
             deque.is_empty()
 
     @property
@@ -222,7 +226,7 @@ class Board:
         self.words[layout.H_CLIENT_SLEEP] = how
 
     def _locks(self) -> list[Lock]:
-        deques = [deque.lock for deque in (*self.lanes, *self.spawns)]
+        deques = [deque.lock for deque in (*self.lanes, *self.spawns, *self.mailboxes)]
         arenas = [arena.lock for arena in self.blocks.arenas]
         return [self._parking_lock, *arenas, *deques, *(outbox.lock for outbox in self.outboxes)]
 

@@ -1,10 +1,11 @@
 """Where every byte of the ring segment lies.  The only file that knows an offset.
 
-One segment holds, in this order: the header, one row a member, then for every row its deques and its outbox.
+One segment holds, in this order: the header, one row a member, then for every row its deques, its outbox and its mailbox.
 
     header   512 bytes   magic, version, counts, the parking lock, the idle mask
     row      256 bytes   one member: kind, pid, state, claim, counters, its parking semaphore
-    deque    256 bytes + capacity x 256     lock, head, tail, slots       (two a row: lane, spawn)
+    deque    256 bytes + capacity x 256     lock, head, tail, slots       (three a row: lane, spawn,
+                                                                          mailbox behind the outbox)
     outbox   256 bytes + ring               lock, head, tail, bytes       (one a row)
 
 All words are 64 bits, aligned, in the machine's byte order; offsets below that end in ``_W`` count words from the start
@@ -92,11 +93,13 @@ class RingLayout:
     capacity: int = 512
     spawn_capacity: int = 128
     outbox_bytes: int = 1 << 16
+    mailbox_capacity: int = 32
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= MAX_ROWS:
             raise ValueError(f"a ring has 1 to {MAX_ROWS} members, not {self.rows}")
-        for value, least in ((self.capacity, 4), (self.spawn_capacity, 4), (self.outbox_bytes, LOCK_BYTES)):
+        deques = ((value, 4) for value in (self.capacity, self.spawn_capacity, self.mailbox_capacity))
+        for value, least in (*deques, (self.outbox_bytes, LOCK_BYTES)):
             if value < least or value & (value - 1):
                 raise ValueError(f"capacities are powers of two, at least {least}, not {value}")
 
@@ -106,8 +109,8 @@ class RingLayout:
 
     @property
     def _member_bytes(self) -> int:
-        slots = (self.capacity + self.spawn_capacity) * SLOT_BYTES
-        return 2 * DEQUE_HEADER_BYTES + slots + OUTBOX_HEADER_BYTES + self.outbox_bytes
+        slots = (self.capacity + self.spawn_capacity + self.mailbox_capacity) * SLOT_BYTES
+        return 3 * DEQUE_HEADER_BYTES + slots + OUTBOX_HEADER_BYTES + self.outbox_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -124,3 +127,6 @@ class RingLayout:
 
     def outbox(self, index: int) -> int:
         return self.spawn(index) + DEQUE_HEADER_BYTES + self.spawn_capacity * SLOT_BYTES
+
+    def mailbox(self, index: int) -> int:
+        return self.outbox(index) + OUTBOX_HEADER_BYTES + self.outbox_bytes

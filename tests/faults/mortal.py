@@ -159,7 +159,7 @@ def bring_up(fate: Fate) -> None:
     arena: Any = ArenaWords(board.blocks.arenas[0]._words, mortal)
     worker._words = board.words = board.parking._words = ring
     board.blocks.arenas[0]._words = arena
-    for structure in (*board.lanes, *board.spawns, *board.outboxes):
+    for structure in (*board.lanes, *board.spawns, *board.mailboxes, *board.outboxes):
         structure._words = ring
 
 

@@ -21,6 +21,7 @@ from repartir import (
     WorkerDied,
     current_executor,
     shared,
+    worker_state,
 )
 
 
@@ -63,6 +64,15 @@ def shared_arrays(executor: Executor) -> None:
     assert_type(shared.full(3, 1.5), SharedArray)
     with executor.share({"a": 1}) as index:
         executor.submit(len, index)
+
+
+def workers(executor: Executor, serial: SerialExecutor) -> None:
+    Executor(2, threads_per_worker=2, pin=True).shutdown()
+    assert_type(executor.run_on_all(double, 1), list[float])
+    assert_type(serial.run_on_all(join, "a", "b", times=2), list[str])
+    assert_type(executor.options(worker=1).submit(double, 1), Future[float])
+    executor.run_on_all(double, "one")  # type: ignore[arg-type]
+    assert worker_state() is None
 
 
 def maps(executor: Executor) -> None:
