@@ -11,7 +11,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TextIO, TypeVar
 
 from repartir import logs, mapping
@@ -219,6 +219,58 @@ class _TakesTasks(concurrent.futures.Executor):
             return None if chunk is None else self._submit_chunk(fn, ref, flag, chunk)
 
         return mapping.results(pending, more, until, one_by_one=self._policy.one_by_one)
+
+    async def asubmit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """What ``fn(*args, **kwargs)`` returns in a worker: `submit` for asyncio.
+
+        When the awaiting task is cancelled, by a time-out for one, the call is stopped; if it runs, by the end of its
+        worker, which is replaced.  Raises what `submit` raises, and what the call does.
+        """
+        from repartir import aio
+
+        return await aio.result_of(self.submit(fn, *args, **kwargs))
+
+    def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> AsyncGenerator[T, None]:
+        """Results of ``fn`` over the items of the iterables, in order, for ``async for``: `map` for asyncio.
+
+        Iterables are taken at the call, as by `map`, and the event loop is held up for as long; with ``buffersize`` only so
+        many chunks ahead of the results.  An iterable may be asynchronous: it is read by a task of its own while results are
+        given out, at most ``buffersize`` chunks ahead, or four a worker.
+
+        The first exception ends it and cancels what has not begun, and so does leaving the loop: soon after, when asyncio
+        closes the generator, or at once with ``contextlib.aclosing``.  Cancelling the task that waits for the next result
+        also stops calls that run.
+
+        Args:
+            chunksize: items a task; None: as `map` chooses, one where the number of items is not known.
+            buffersize: chunks that may be taken from the iterables and not given out, at least 1.
+
+        Raises what `map` does, and ``TaskNotSerializable`` for a function that cannot be pickled.
+        """
+        from repartir import aio
+
+        mapping.check_arguments(chunksize, buffersize)
+        one_by_one = self._policy.one_by_one
+        if one_by_one and chunksize not in (None, 1):
+            raise ValueError(
+                f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
+            )
+        if self._broker.closing or self._broker.broken is not None:
+            self._refuse()
+        ref = self._functions.encode(fn)
+        flag = 0 if one_by_one else CALL_EACH if len(iterables) == 1 else CALL_MANY
+
+        def submit(chunk: tuple[Any, ...], held: object = ref.hold()) -> Future[Any]:
+            return self._submit_chunk(fn, ref, flag, chunk)
+
+        plan = aio.Plan(submit, self._max_workers, chunksize, buffersize, one_by_one)
+        return aio.results(plan.ahead(iterables), one_by_one=one_by_one)
 
     def share(self, value: Any, *, writable: bool = False) -> Any:
         """Put an array or any other object into shared memory once, for many tasks.

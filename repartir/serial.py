@@ -8,7 +8,7 @@ import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -113,6 +113,26 @@ class SerialExecutor(concurrent.futures.Executor):
         changed._executor = self
         changed._policy = self._policy.changed(**options)
         return changed
+
+    async def asubmit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `Executor.asubmit`; the call holds up the event loop."""
+        return self.submit(fn, *args, **kwargs).result()
+
+    def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> AsyncGenerator[T, None]:
+        """As `Executor.amap`, each result computed when it is asked for; the call holds up the event loop."""
+        from repartir import aio
+
+        self._check_open()
+        mapping.check_arguments(chunksize, buffersize)
+        if any(isinstance(each, AsyncIterable) for each in iterables):
+            return aio.each(lambda args: self._call(fn, args, {}), aio.zipped(iterables))
+        return aio.given(self.map(fn, *iterables, chunksize=chunksize, buffersize=buffersize))  # type: ignore[arg-type]
 
     def run_on_all(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """As `Executor.run_on_all`: one call, here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 import repartir
@@ -88,10 +88,21 @@ def is_a_standard_executor(executor: Executor, serial: SerialExecutor) -> None:
     assert standard
 
 
-async def with_asyncio(executor: Executor) -> None:
+async def coming() -> AsyncIterator[str]:
+    yield "a"
+
+
+async def with_asyncio(executor: Executor, serial: SerialExecutor) -> None:
     loop = asyncio.get_running_loop()
     assert_type(await loop.run_in_executor(executor, double, 1), float)
     assert_type(await asyncio.wrap_future(executor.submit(double, 1)), float)
+    assert_type(await executor.asubmit(double, 1), float)
+    assert_type(await serial.asubmit(join, "a", "b", times=2), str)
+    assert_type(await executor.options(timeout=3).asubmit(double, 1), float)
+    await executor.asubmit(double, "one")  # type: ignore[arg-type]
+    async for value in executor.amap(double, [1, 2], buffersize=3):
+        assert_type(value, float)
+    assert_type([text async for text in serial.amap(join, coming(), ["b"], chunksize=2)], list[str])
 
 
 def stop(executor: Executor) -> None:
