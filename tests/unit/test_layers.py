@@ -31,7 +31,7 @@ LAYERS = f"""
     states ledger pump
     stats
     supervisor attempts members broker
-    mapping aio serial executor
+    mapping aio serial executor compat
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
