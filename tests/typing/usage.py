@@ -23,6 +23,7 @@ from repartir import (
     shared,
     worker_state,
 )
+from repartir.compat import AsyncResult, Pool
 
 
 def double(value: int) -> float:
@@ -103,6 +104,14 @@ async def with_asyncio(executor: Executor, serial: SerialExecutor) -> None:
     async for value in executor.amap(double, [1, 2], buffersize=3):
         assert_type(value, float)
     assert_type([text async for text in serial.amap(join, coming(), ["b"], chunksize=2)], list[str])
+
+
+def pools() -> None:
+    with Pool(2, prepare, ("path", 1), maxtasksperchild=5) as pool:
+        assert_type(pool.apply(double, (1,)), float)
+        assert_type(pool.map(double, [1, 2], chunksize=2), list[float])
+        assert_type(pool.starmap_async(join, [("a", "b")]).get(timeout=1), list[str])
+        assert_type(pool.apply_async(double, (1,), callback=print), AsyncResult[float])
 
 
 def stop(executor: Executor) -> None:

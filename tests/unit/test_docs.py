@@ -12,7 +12,13 @@ from repartir import states
 from tests.helpers import module_main
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/tutorial.md", "docs/howto/arrays.md")
+PAGES = (
+    "README.md",
+    "docs/tutorial.md",
+    "docs/howto/arrays.md",
+    "docs/howto/from-multiprocessing-pool.md",
+    "docs/howto/from-process-pool-executor.md",
+)
 EXAMPLES = [
     pytest.param(block.group(1), id=f"{page}:{text[: block.start()].count(chr(10)) + 1}")
     for page in PAGES
