@@ -9,11 +9,9 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from repartir.environment import usable_cores
 
 AUTO = "auto"
 VARIABLES = (
@@ -30,6 +28,7 @@ _FILE = re.compile(r"/lib(scipy_)?(openblas|blas|flexiblas|blis|mkl_rt|gomp|iomp
 """The path of a library that threadpoolctl knows."""
 Libraries = tuple[Any, ...]
 """Controllers of threadpoolctl."""
+_MOST_DIGITS = 6
 _NODES = "/sys/devices/system/node"
 
 
@@ -58,19 +57,24 @@ class CoreShare:
                 numbers[name] = min(self.threads, said or self.threads)
         return {name: str(number) for name, number in numbers.items()}
 
-    def libraries(self) -> Libraries:
-        """What is loaded in this process and to be limited in those that it forks."""
-        return () if self.threads is None else _loaded_libraries()
+    def limiter(self) -> Callable[[], None] | None:
+        """What limits a fork of this process, and those that it forks in turn; None if nothing is to be limited.
 
-    def limit_threads(self, libraries: Libraries) -> None:
-        """In a fork of the process that has these libraries: limit it, and those that it forks in turn."""
+        What can be found out here is: in a fresh fork everything takes several times as long.
+        """
         if self.threads is None:
-            return
-        os.environ.update(self.variables(os.environ))
+            return None
+        return functools.partial(self._limit, self.variables(os.environ), _loaded_libraries(), self.threads)
+
+    def _limit(self, variables: Mapping[str, str], libraries: Libraries, threads: int) -> None:
+        os.environ.update(variables)
         for library in libraries:
             present = library.num_threads
-            if present is None or present > self.threads or (present < self.threads and not self.at_most):
-                library.set_num_threads(self.threads)
+            if present is None or present > threads or (present < threads and not self.at_most):
+                library.set_num_threads(threads)
+                # Of newer threadpoolctl: who sets a limit keeps others from it, here all other threads of workers.
+                if hasattr(library, "clear_controlling_thread"):
+                    library.clear_controlling_thread()
 
     def pin(self, row: int) -> None:
         """Bind this process, the member of ``row``, to its core."""
@@ -81,8 +85,8 @@ class CoreShare:
 UNLIMITED = CoreShare(None, at_most=False)
 
 
-def share_of_cores(threads_per_worker: Any, pin: Any, workers: int) -> CoreShare:
-    """What each of so many workers gets; ``TypeError`` and ``ValueError`` for bad arguments."""
+def share_of_cores(threads_per_worker: Any, pin: Any, workers: int, cores: int) -> CoreShare:
+    """What each of so many workers gets of so many usable cores; ``TypeError`` and ``ValueError`` for bad arguments."""
     if not isinstance(pin, bool):
         raise TypeError(f"pin must be True or False, not {type(pin).__name__}")
     if pin and not hasattr(os, "sched_setaffinity"):
@@ -91,7 +95,7 @@ def share_of_cores(threads_per_worker: Any, pin: Any, workers: int) -> CoreShare
     if threads_per_worker is None:
         return CoreShare(None, at_most=False, pins=pins)
     if threads_per_worker == AUTO:
-        threads = 1 if pin else max(1, usable_cores() // workers)
+        threads = 1 if pin else max(1, cores // workers)
         return CoreShare(threads, at_most=True, pins=pins)
     if isinstance(threads_per_worker, str):
         raise ValueError(f'threads_per_worker must be a number, "auto" or None, not {threads_per_worker!r}')
@@ -134,8 +138,8 @@ def _nodes(folder: str) -> Iterator[tuple[int, int]]:
 
 def _first_number(text: str | None) -> int | None:
     """The number that a variable gives for the outermost level (OpenMP takes a list); None where it gives none."""
-    matched = re.match(r"\s*(\d{1,6})\s*(,|$)", text or "")
-    return (int(matched[1]) or None) if matched else None
+    first = "" if text is None else text.partition(",")[0].strip()
+    return int(first) or None if first.isdecimal() and len(first) <= _MOST_DIGITS else None
 
 
 def _loaded_libraries() -> Libraries:

@@ -426,7 +426,7 @@ class Executor(_TakesTasks):
             address_space=space,
             log_levels=logs.levels_for(method) if forward_logs else None,
             out_of_band=self._threshold,
-            cores=share_of_cores(threads_per_worker, pin, max_workers),
+            cores=share_of_cores(threads_per_worker, pin, max_workers, cores),
         )
         self._functions = FunctionTable(inherited, owned)
         self._shut = False

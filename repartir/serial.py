@@ -61,7 +61,7 @@ class SerialExecutor(concurrent.futures.Executor):
         pin: bool = False,
         **options: Any,
     ) -> None:
-        share_of_cores(threads_per_worker, pin, 1)
+        share_of_cores(threads_per_worker, pin, workers=1, cores=1)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self.name = name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import contextlib
 import errno
-import functools
 import itertools
 import os
 import signal
@@ -204,8 +203,7 @@ class Supervisor:
         def run(row: int) -> None:
             Worker(board, row, wake_fd, members, stacks_fd).run()
 
-        limit = functools.partial(members.cores.limit_threads, members.cores.libraries())
-        settings = NurserySettings(os.getpid(), self._start_method, run, limit)
+        settings = NurserySettings(os.getpid(), self._start_method, run, members.cores.limiter())
         mask = _sigmask(signal.SIG_BLOCK, ())
         try:
             # Within the block, as it may raise what a handler raises although the signals are blocked by then.

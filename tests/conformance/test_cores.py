@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,24 @@ def test_a_limit_of_the_client_stays(make: Make) -> None:
     with threadpool_limits(1):
         found = make(1).submit(threadpool_info).result(LIMIT_S)
     assert [library["num_threads"] for library in found if library["user_api"] == "blas"] == [1]
+
+
+def limit_in_a_thread() -> list[int]:
+    """What the libraries of this process say after a thread of the task has asked for two threads."""
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    limits: list[object] = []
+    thread = threading.Thread(target=lambda: limits.append(threadpool_limits(2, "blas")))
+    thread.start()
+    thread.join()
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+@only_fork
+def test_a_task_may_change_it_in_any_of_its_threads(make: Make) -> None:
+    import numpy  # noqa: F401 - so that there is a library
+
+    assert make(1, threads_per_worker=1).submit(limit_in_a_thread).result(LIMIT_S) == [2]
 
 
 @only_fork

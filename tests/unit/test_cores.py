@@ -18,25 +18,19 @@ from repartir.cores import UNLIMITED, VARIABLES, CoreShare, cores_by_node, share
 @pytest.mark.parametrize(
     ("usable", "workers", "threads"), [(8, 2, 4), (8, 3, 2), (2, 2, 1), (2, 5, 1), (64, 1, 64)]
 )
-def test_auto_is_cores_by_workers(
-    monkeypatch: pytest.MonkeyPatch, usable: int, workers: int, threads: int
-) -> None:
-    monkeypatch.setattr(cores, "usable_cores", lambda: usable)
-    assert share_of_cores("auto", False, workers) == CoreShare(threads, at_most=True)
+def test_auto_is_cores_by_workers(usable: int, workers: int, threads: int) -> None:
+    assert share_of_cores("auto", False, workers, usable) == CoreShare(threads, at_most=True)
 
 
-def test_none_leaves_all_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    share = share_of_cores(None, False, 2)
+def test_none_leaves_all_alone() -> None:
+    share = share_of_cores(None, False, 2, 8)
     assert share == UNLIMITED
     assert share.variables({"OMP_NUM_THREADS": "5"}) == {}
-    before = dict(os.environ)
-    assert share.libraries() == ()
-    share.limit_threads(())
-    assert os.environ == before
+    assert share.limiter() is None
 
 
 def test_a_number_is_obeyed_whatever_the_environment_says() -> None:
-    share = share_of_cores(3, False, 2)
+    share = share_of_cores(3, False, 2, 8)
     assert share.variables({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "8"}) == dict.fromkeys(VARIABLES, "3")
 
 
@@ -51,6 +45,8 @@ def test_a_number_is_obeyed_whatever_the_environment_says() -> None:
         ({"OMP_NUM_THREADS": " 2, 1"}, {"OMP": 2, "OPENBLAS": 2, "MKL": 2}),
         ({"OMP_NUM_THREADS": "many"}, {"OMP": 4, "OPENBLAS": 4, "MKL": 4}),
         ({"OMP_NUM_THREADS": "0"}, {"OMP": 4, "OPENBLAS": 4, "MKL": 4}),
+        ({"OMP_NUM_THREADS": "1" * 5000}, {"OMP": 4, "OPENBLAS": 4, "MKL": 4}),
+        ({"OMP_NUM_THREADS": "-1"}, {"OMP": 4, "OPENBLAS": 4, "MKL": 4}),
     ],
 )
 def test_auto_never_goes_above_what_the_environment_says(said: dict[str, str], found: dict[str, int]) -> None:
@@ -92,10 +88,9 @@ def test_pin_where_the_system_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
         Executor(1, pin=True)
 
 
-def test_a_pinned_worker_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "usable_cores", lambda: 8)
-    assert share_of_cores("auto", True, 2).threads == 1
-    assert share_of_cores(4, True, 2).threads == 4
+def test_a_pinned_worker_has_one_thread() -> None:
+    assert share_of_cores("auto", True, 2, 8).threads == 1
+    assert share_of_cores(4, True, 2, 8).threads == 4
 
 
 def test_cores_of_one_node_come_before_those_of_the_next(
@@ -126,7 +121,7 @@ def test_rows_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_looked_for_where_no_library_is_loaded() -> None:
     """What it costs then is one look at the map of the process."""
     code = (
-        "import sys; from repartir.cores import CoreShare; print(CoreShare(1, at_most=True).libraries(),"
+        "import sys; from repartir.cores import CoreShare; print(CoreShare(1, at_most=True).limiter().args[1],"
         "'threadpoolctl' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -137,15 +132,14 @@ def test_libraries_are_looked_for_anew_only_when_others_are_loaded(monkeypatch: 
     mapped, looks = [""], []
     monkeypatch.setattr(cores, "open", lambda _: io.StringIO(mapped[0]), raising=False)
     monkeypatch.setattr(cores, "_look_at_libraries", lambda: (looks.append(1), len(looks)))
-    share = CoreShare(1, at_most=True)
     line = "7f00-7f01 r-xp 00000000 00:23 53 /usr/lib/"
-    assert share.libraries() == ()
+    assert cores._loaded_libraries() == ()
     mapped[0] = f"{line}libm.so.6\n{line}_component.so\n{line}blas/one.py\n"
-    assert share.libraries() == ()
+    assert cores._loaded_libraries() == ()
     mapped[0] += f"{line}libscipy_openblas64_-32a4.so\n"
-    assert [share.libraries()[1] for _ in range(3)] == [1, 1, 1]
+    assert [cores._loaded_libraries()[1] for _ in range(3)] == [1, 1, 1]
     mapped[0] += f"{line}libgomp-a34.so.1.0.0\n"
-    assert [share.libraries()[1] for _ in range(3)] == [2, 2, 2]
+    assert [cores._loaded_libraries()[1] for _ in range(3)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +150,6 @@ def test_libraries_are_looked_for_anew_only_when_others_are_loaded(monkeypatch: 
         (CoreShare(2, at_most=False), 1, [2]),
         (CoreShare(2, at_most=False), 2, []),
         (CoreShare(2, at_most=True), None, [2]),
-        (UNLIMITED, 8, []),
     ],
 )
 def test_a_loaded_library_is_told(
@@ -169,9 +162,15 @@ def test_a_loaded_library_is_told(
         def set_num_threads(self, number: int) -> None:
             self.told.append(number)
 
-    monkeypatch.setattr(os, "environ", {})
-    share.limit_threads((Library(),))
+    monkeypatch.setattr(os, "environ", {"MKL_NUM_THREADS": "1"})
+    monkeypatch.setattr(cores, "_loaded_libraries", lambda: (Library(),))
+    limit = share.limiter()
+    assert limit is not None
+    assert Library.told == []
+    limit()
     assert Library.told == told
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert os.environ["MKL_NUM_THREADS"] == ("1" if share.at_most else "2")
 
 
 def test_a_system_that_does_not_tell_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,4 +179,4 @@ def test_a_system_that_does_not_tell_what_is_loaded(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(cores, "open", no_file, raising=False)
     monkeypatch.setattr(cores, "_look_at_libraries", lambda: ("found",))
-    assert CoreShare(1, at_most=True).libraries() == ("found",)
+    assert cores._loaded_libraries() == ("found",)
