@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import enum
 import itertools
+import logging
 import multiprocessing
 import operator
 import queue
@@ -27,6 +28,7 @@ from repartir.worker import Stopped
 
 T = TypeVar("T")
 
+_log = logging.getLogger("repartir")
 AHEAD_A_PROCESS = 16
 """So many chunks a process ``imap`` takes from an iterator before their results are taken."""
 
@@ -115,6 +117,8 @@ class AsyncResult(Generic[T]):
                 self._callback(value)
             elif error is not None and self._error_callback is not None:
                 self._error_callback(error)
+        except Exception:  # noqa: BLE001 - logged, as the standard library's futures do
+            _log.exception("a callback of %r raised", self)
         finally:
             self._called_back.set()
 
