@@ -22,6 +22,7 @@ NAMES = (
     "startup",
     "idle",
     "memory",
+    "threads",
     "pending",
     "array_round_trip",
     "array_argument",

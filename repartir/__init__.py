@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     )
     from repartir.executor import Executor
     from repartir.future import Future
-    from repartir.serial import SerialExecutor, current_executor
+    from repartir.serial import SerialExecutor, current_executor, worker_state
     from repartir.shared import SharedArray
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "__version__",
     "current_executor",
     "shared",
+    "worker_state",
 ]
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "SerialExecutor": "serial",
     "SharedArray": "shared",
     "current_executor": "serial",
+    "worker_state": "serial",
 }
 
 

@@ -409,7 +409,7 @@ class Broker:
         """
         pump = self.pump
         until = None if self._room_timeout is None else time.monotonic() + self._room_timeout
-        while not self._must_not_wait():
+        while not self.must_not_wait():
             with pump.mutex:
                 if pump.ended or pump.place_in_memory(record, parts):
                     return
@@ -423,7 +423,7 @@ class Broker:
                 raise SharedMemoryFull(f"after {self._room_timeout} s there is still {error}")
         pump.place(record, parts)
 
-    def _must_not_wait(self) -> bool:
+    def must_not_wait(self) -> bool:
         """Whether this thread delivers answers: in a callback, in a signal handler, in a finalizer."""
         owned = self.pump.mutex._is_owned() or self._watch._is_owned()  # type: ignore[attr-defined]
         return owned or self.thread.ident == threading.get_ident()

@@ -10,12 +10,13 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TextIO, TypeVar, overload
 
 from repartir import logs, mapping
 from repartir.broker import Broker
 from repartir.codec import OUT_OF_BAND_BYTES, encode_call
+from repartir.cores import AUTO, share_of_cores
 from repartir.environment import (
     check_seconds,
     choose_start_method,
@@ -24,7 +25,7 @@ from repartir.environment import (
     usable_cores,
 )
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
-from repartir.functions import FunctionTable, owned_globals
+from repartir.functions import FunctionRef, FunctionTable, owned_globals
 from repartir.future import Future
 from repartir.inherited import snapshot_inherited
 from repartir.ledger import name_of
@@ -33,7 +34,7 @@ from repartir.policy import NO_POLICY, UNSET, Backoff, Policy
 from repartir.progress import Told, reporter
 from repartir.serial import SerialExecutor, current_executor, share
 from repartir.shm.board import BoardClosed
-from repartir.shm.layout import MAX_ROWS
+from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
 from repartir.stats import ExecutorStats, in_words
 from repartir.worker import MemberSettings
 
@@ -101,6 +102,7 @@ class _TakesTasks(concurrent.futures.Executor):
         memory_limit: int | str | None = UNSET,
         warn_after: float | None = UNSET,
         name: str | None = UNSET,
+        worker: int | None = UNSET,
     ) -> ExecutorWithOptions:
         """This executor, with other rules for the tasks that are submitted through what is returned.
 
@@ -120,6 +122,8 @@ class _TakesTasks(concurrent.futures.Executor):
                 replaced, and the task fails with ``MemoryLimitExceeded``.
             warn_after: seconds after which a task that still runs is logged as a warning.
             name: what messages call the task; None: the function's name.  The ``name`` of an ``Executor`` is another thing.
+            worker: put tasks into the queue of the worker of this number, from 0 on.  A wish: a worker that has nothing to
+                do steals them at once.  None: into any.  What must run in every worker is for `run_on_all`.
 
         With a time-out, another limit or retries each item of a ``map`` is a task of its own.
         """
@@ -134,8 +138,45 @@ class _TakesTasks(concurrent.futures.Executor):
             memory_limit=memory_limit,
             warn_after=warn_after,
             name=name,
+            worker=worker,
         )
+        if policy.worker is not None and policy.worker >= self._max_workers:
+            raise ValueError(f"worker must be from 0 to {self._max_workers - 1}, not {policy.worker}")
         return ExecutorWithOptions(self, policy)
+
+    def run_on_all(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Call ``fn(*args, **kwargs)`` once in every worker; the results, by the workers' numbers.
+
+        A worker that runs a task calls it right after that, before all other tasks that wait.  For what every worker is
+        to have or to drop: a cache, a seed, a connection.  A worker that is replaced later has not called it; what all
+        are to have from the start is for an ``initializer``.
+
+        When all have ended, the first error is raised, ``WorkerDied`` for a worker that died in it, with a note that says in
+        which worker.  Ctrl-C ends the calls.  Raises ``RuntimeError`` after shutdown, in callbacks and signal handlers, and
+        when 32 calls wait for a worker already, ``BrokenProcessPool`` when the executor is broken.
+        """
+        broker = self._broker
+        if broker.must_not_wait():
+            raise RuntimeError(
+                "run_on_all() waits for workers, so it cannot be called in a callback or a signal handler"
+            )
+        if broker.closing or broker.broken is not None:
+            self._refuse()
+        ref = self._functions.encode(fn)
+        call = encode_call(args, kwargs, self._functions.inherited, self._threshold)
+        futures: list[Future[T]] = [
+            Future(broker, broker.pump.new_task_id()) for _ in range(self._max_workers)
+        ]
+        try:
+            for row, future in enumerate(futures):
+                policy = dataclasses.replace(self._policy, worker=row, exclusive=True)
+                broker.pump.post(future, ref, call, 0, fn, policy)
+        except BoardClosed:
+            self._refuse()
+        except BaseException as exc:
+            mapping.cancel_all(futures, exc)
+            raise
+        return mapping.of_all_workers(futures)
 
     @overload
     def map(
@@ -305,6 +346,58 @@ class _TakesTasks(concurrent.futures.Executor):
             return mapping.results(feed, job, until, shown, return_exceptions=return_exceptions)
         return mapping.folded(job, feed, reduce, until, shown)
 
+    async def asubmit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """What ``fn(*args, **kwargs)`` returns in a worker: `submit` for asyncio.
+
+        When the awaiting task is cancelled, by a time-out for one, the call is stopped; if it runs, by the end of its
+        worker, which is replaced.  Raises what `submit` raises, and what the call does.
+        """
+        from repartir import aio
+
+        return await aio.result_of(self.submit(fn, *args, **kwargs))
+
+    def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> AsyncGenerator[T, None]:
+        """Results of ``fn`` over the items of the iterables, in order, for ``async for``: `map` for asyncio.
+
+        Iterables are taken at the call, as by `map`, and the event loop is held up for as long; with ``buffersize`` only so
+        many chunks ahead of the results.  An iterable may be asynchronous: it is read by a task of its own while results are
+        given out, at most ``buffersize`` chunks ahead, or four a worker.
+
+        The first exception ends it and cancels what has not begun, and so does leaving the loop: soon after, when asyncio
+        closes the generator, or at once with ``contextlib.aclosing``.  Cancelling the task that waits for the next result
+        also stops calls that run.
+
+        Args:
+            chunksize: items a task; None: as `map` chooses, one where the number of items is not known.
+            buffersize: chunks that may be taken from the iterables and not given out, at least 1.
+
+        Raises what `map` does, and ``TaskNotSerializable`` for a function that cannot be pickled.
+        """
+        from repartir import aio
+
+        mapping.check_arguments(chunksize, buffersize)
+        one_by_one = self._policy.one_by_one
+        if one_by_one and chunksize not in (None, 1):
+            raise ValueError(
+                f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
+            )
+        if self._broker.closing or self._broker.broken is not None:
+            self._refuse()
+        ref = self._functions.encode(fn)
+        flag = 0 if one_by_one else CALL_EACH if len(iterables) == 1 else CALL_MANY
+
+        def submit(chunk: tuple[Any, ...], held: object = ref.hold()) -> Future[Any]:
+            return self._submit_chunk(fn, ref, flag, chunk)
+
+        plan = aio.Plan(submit, self._max_workers, chunksize, buffersize, one_by_one)
+        return aio.results(plan.ahead(iterables), one_by_one=one_by_one)
+
     def share(self, value: Any, *, writable: bool = False) -> Any:
         """Put an array or any other object into shared memory once, for many tasks.
 
@@ -320,6 +413,28 @@ class _TakesTasks(concurrent.futures.Executor):
     def stats(self) -> ExecutorStats:
         """What the executor is doing, and what it holds, now."""
         return self._broker.stats()
+
+    def _submit_chunk(
+        self,
+        fn: Callable[..., Any],
+        ref: FunctionRef,
+        flag: int,
+        chunk: tuple[Any, ...],
+    ) -> Future[Any]:
+        """Post one chunk; without a flag, the arguments of one call."""
+        pump = self._broker.pump
+        future: Future[Any] = Future(self._broker, pump.new_task_id())
+        try:
+            call = encode_call(chunk, {}, self._functions.inherited, self._threshold)
+            pump.post(future, ref, call, flag, fn, self._policy)
+        except (TaskNotSerializable, SharedMemoryFull) as exc:
+            future.set_exception(exc)
+        except BoardClosed:
+            self._refuse()
+        except BaseException:
+            future.cancel(running=True)
+            raise
+        return future
 
     def _refuse(self) -> None:
         if self._broker.broken is not None:
@@ -351,6 +466,11 @@ class Executor(_TakesTasks):
             operating system enforces it (RLIMIT_AS): what goes beyond fails in the task with ``MemoryError``.  Linux only.
         forward_logs: whether log records and warnings of workers go to this process's loggers and filters, under the process
             names "worker-0" and so on; else workers keep the handlers that they inherit.
+        threads_per_worker: threads that each BLAS or OpenMP library of a worker uses.  "auto": usable cores ÷ workers, at
+            least 1, at most what OMP_NUM_THREADS, OPENBLAS_NUM_THREADS and the like, and the library here, say already.
+            None: libraries are left alone.  A task may change it for itself, with threadpoolctl for one.
+        pin: bind each worker to one usable core, in turn, those of one NUMA node before those of the next.  "auto" then
+            means one thread.  Raises ``ValueError`` where the system has no ``os.sched_setaffinity``.
 
     Raises ``ValueError`` and ``TypeError`` as the standard library does, ``SharedMemoryFull`` where there is no room.
     """
@@ -379,6 +499,8 @@ class Executor(_TakesTasks):
         max_rss_growth: int | str | None = None,
         address_space_limit: int | str | None = None,
         forward_logs: bool = True,
+        threads_per_worker: int | str | None = AUTO,
+        pin: bool = False,
     ) -> None:
         if max_workers is None:
             max_workers = default_workers()
@@ -435,6 +557,7 @@ class Executor(_TakesTasks):
             address_space=space,
             log_levels=logs.levels_for(method) if forward_logs else None,
             out_of_band=self._threshold,
+            cores=share_of_cores(threads_per_worker, pin, max_workers, cores),
         )
         self._functions = FunctionTable(inherited, owned)
         self._shut = False

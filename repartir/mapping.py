@@ -6,7 +6,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from repartir import pages
 from repartir.batches import Failed, Mixed
@@ -16,9 +16,12 @@ from repartir.functions import FunctionRef
 from repartir.future import Driver, Future
 from repartir.mapjob import Folded, MapJob, count_of
 from repartir.policy import Policy
+from repartir.portable import add_note
 from repartir.progress import Reporter
 from repartir.pump import Pump
 from repartir.shm.layout import FOLD, STAR, WHOLE
+
+T = TypeVar("T")
 
 RANGES_A_WORKER = 8
 """A map is posted in at least so many ranges a worker, one behind the other: results come about in the order of items."""
@@ -26,6 +29,10 @@ _LARGEST_BLOCK = 1 << 20
 """Bytes of items in one block, about."""
 _NEVER = 1 << 62
 """No array is so large that it goes beside the pickle."""
+_LARGEST_SHARE = 16
+_GUIDED_SHARE = 4
+
+Chunk = tuple[Any, ...]
 
 
 def check_arguments(chunksize: int | None, buffersize: int | None) -> None:
@@ -58,6 +65,25 @@ def failed(error: BaseException) -> Iterator[NoReturn]:
     """An iterator that raises ``error``."""
     raise error
     yield
+
+
+def guided_sizes(items: int, workers: int) -> Iterator[int]:
+    """Chunk sizes for ``items``: a share of what is left, so they shrink and all workers end at about one time."""
+    largest = max(1, items // (_LARGEST_SHARE * workers))
+    while items > 0:
+        size = min(largest, max(1, items // (_GUIDED_SHARE * workers)))
+        yield size
+        items -= size
+
+
+def chunks(items: Iterable[Any], sizes: Iterable[int]) -> Iterator[Chunk]:
+    """``items`` cut into tuples of these sizes."""
+    source = iter(items)
+    for size in sizes:
+        chunk = tuple(itertools.islice(source, size))
+        if not chunk:
+            return
+        yield chunk
 
 
 def deadline(timeout: float | None) -> float | None:
@@ -270,3 +296,27 @@ def folded(
     finally:
         job.cancel(running=interrupted)
         shown.close()
+
+
+def of_all_workers(futures: Sequence[Future[T]]) -> list[T]:
+    """What the call in each worker returned, once all have ended; the first error raised, with a note that says where."""
+    try:
+        errors = [future.exception() for future in futures]
+    except BaseException as exc:
+        cancel_all(futures, exc)
+        raise
+    for row, error in enumerate(errors):
+        if error is not None:
+            add_note(error, f"in worker {row}")
+            try:
+                raise error
+            finally:
+                errors.clear()
+                del error
+    return [future.result() for future in futures]
+
+
+def cancel_all(futures: Iterable[Future[Any]], reason: BaseException) -> None:
+    """Nobody waits for these any more: cancel what has not begun and, after Ctrl-C, stop what runs."""
+    for future in futures:
+        future.cancel(running=isinstance(reason, KeyboardInterrupt))

@@ -17,7 +17,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -52,11 +52,13 @@ class Operation(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class NurserySettings:
-    """How members are to be made.  ``run`` is called in each with its row; ``start_method`` gives the processes' names."""
+    """How members are to be made.  ``run`` is called in each with its row; ``start_method`` gives the processes' names;
+    ``prepare`` is called before the first is made, for what they are to inherit."""
 
     client_pid: int
     start_method: str
     run: Callable[[int], None]
+    prepare: Callable[[], None] | None = None
 
 
 class Nursery:
@@ -209,6 +211,8 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
         shared = optional.shared
         if shared is not None:
             shared.protect()
+        if settings.prepare is not None:
+            settings.prepare()
         Nursery(control, board, settings).serve()
         code = 0
     except BaseException:  # noqa: BLE001 - this process ends here
@@ -273,12 +277,18 @@ def _receive(control: socket.socket, size: int) -> bytearray:
     return data
 
 
-def fresh_command(fds: Sequence[int]) -> list[str]:
-    """The command line of a nursery in a fresh interpreter; ``fds``: control, wake pipe, segments."""
+def fresh_command(fds: Sequence[int], variables: Mapping[str, str]) -> list[str]:
+    """The command line of a nursery in a fresh interpreter; ``fds``: control, wake pipe, segments.
+
+    ``variables`` are set in its environment before anything of the user's is imported.
+    """
     from multiprocessing import spawn, util
 
     executable = os.fsdecode(spawn.get_executable())
-    code = f"import sys; sys.path[:] = {sys.path!r}; from repartir.nursery import run_fresh; run_fresh({list(fds)!r})"
+    code = (
+        f"import os, sys; os.environ.update({dict(variables)!r}); sys.path[:] = {sys.path!r}; "
+        f"from repartir.nursery import run_fresh; run_fresh({list(fds)!r})"
+    )
     return [executable, *util._args_from_interpreter_flags(), "-c", code]  # type: ignore[attr-defined]
 
 

@@ -51,6 +51,8 @@ class Policy:
         memory_limit: bytes of memory that the worker may have taken since it was ready; None: no limit.
         warn_after: seconds after which a task that still runs is logged as a warning; None: never.
         name: what messages call the task; None: the function's name.
+        worker: the row whose member is to run the task; others may steal it; None: any.
+        exclusive: nobody but that member runs it.
     """
 
     timeout: float | None = None
@@ -63,6 +65,8 @@ class Policy:
     memory_limit: int | None = None
     warn_after: float | None = None
     name: str | None = None
+    worker: int | None = None
+    exclusive: bool = False
 
     def __post_init__(self) -> None:
         for name in ("timeout", "warn_after"):
@@ -77,6 +81,8 @@ class Policy:
                 object.__setattr__(self, name, _count(name, value, 1))
         if not isinstance(self.idempotent, bool):
             raise TypeError(f"idempotent must be True or False, not {self.idempotent!r}")
+        if self.worker is not None:
+            object.__setattr__(self, "worker", _count("worker", self.worker, 0))
         if not isinstance(self.retry_on, tuple):
             object.__setattr__(self, "retry_on", (self.retry_on,))
         for kind in self.retry_on:

@@ -32,6 +32,7 @@ from repartir.policy import NO_POLICY, Policy
 from repartir.shm.arena import FUNCTION_OWNER, RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch, when_dead
 from repartir.shm.board import Board, BoardClosed
+from repartir.shm.deque import TaskDeque
 from repartir.shm.layout import (
     AGAIN,
     ANSWER,
@@ -178,7 +179,8 @@ class Pump:
 
         With a ``job`` its outcome is that of the job's item ``item``.
 
-        Raises ``BoardClosed`` when the executor ended meanwhile, ``SharedMemoryFull`` when the function has no room.
+        Raises ``BoardClosed`` when the executor ended meanwhile, ``SharedMemoryFull`` when the function has no room,
+        ``RuntimeError`` when too much waits for the only member that may run it.
         """
         head = ref.head or self._place_function(ref)
         keep: object = (ref, ref.hold()) if ref.needs else ref
@@ -196,7 +198,10 @@ class Pump:
                 self._place_first(record, parts_of(call))
             if job is not None:
                 job.enter(record, item, 1)
-            self.inbox.append(record)
+            if policy.exclusive:
+                self._mail(record)
+            else:
+                self.inbox.append(record)
         except BaseException:
             self._withdraw_uncommitted(record)
             raise
@@ -339,7 +344,10 @@ class Pump:
         """That attempt is due.  Under ``mutex``."""
         if type(record.block) is Handle:
             self.placed.add(record.task_id)
-        self.inbox.append(record)
+        if record.policy.exclusive:
+            self._mail_again(record)
+        else:
+            self.inbox.append(record)
 
     def _tell_of_room(self) -> None:
         """Some block was given back, or will not be soon: who waits looks again.  Under ``mutex``."""
@@ -388,8 +396,10 @@ class Pump:
         inbox, lanes = self.inbox, self.board.lanes
         self.stuck = False
         while inbox:
-            waiting = len(inbox)
-            if waiting == 1:
+            waiting, wish = len(inbox), inbox[0].policy.worker
+            if wish is not None and lanes[wish].room():
+                at, share = wish, 1
+            elif waiting == 1:
                 at, share = self._best_lane(), 1
             else:
                 at = min(range(len(lanes)), key=lambda row: lanes[row].size_hint())
@@ -427,6 +437,8 @@ class Pump:
             record = inbox[nth]
             if record.future._state != "PENDING" or record.lane >= 0 or type(record.block) is list:
                 break
+            if nth and record.policy is not NO_POLICY and record.policy.worker is not None:
+                break
             record.lane = at
             record.position = position
             enter(record)
@@ -443,6 +455,33 @@ class Pump:
         for _ in entries:
             inbox.popleft()
         return True
+
+    def _mail(self, record: TaskRecord) -> None:
+        """Post a task to the mailbox of the only member that may run it.  It waits behind no other's.
+
+        Interrupted in the middle, the broker's thread finds out how far it came (`resolve_doubtful`).
+        """
+        row = record.policy.worker
+        assert row is not None
+        with self.mutex:
+            if self.ended:
+                return
+            box = self.board.mailboxes[row]
+            if not box.room():
+                raise RuntimeError(
+                    f"{box.size_hint()} tasks for worker {row} alone wait already, behind the one it runs"
+                )
+            if type(record.block) is list:
+                raise self.no_room(sum(len(part) for part in record.block))
+            record.lane, record.position = len(self.board.lanes) + row, box.tail
+            try:
+                self.ledger.enter(record)
+                box.push_tail([(record.word, record.payload, record.flags)])
+                self.board.parking.wake_row(row)
+            except BaseException:
+                self.doubtful.append(record)
+                self._on_news()
+                raise
 
     def _fix_first(self) -> bool:
         """Deal with a first task of the inbox that is not simply to be posted; False if it must wait."""
@@ -845,7 +884,22 @@ class Pump:
             if self._is_uncommitted(waiting):
                 waiting.lane = waiting.position = -1
         self.ledger.repost(record, lost=lost)
-        self.inbox.appendleft(record)
+        if record.policy.exclusive:
+            self._mail_again(record)
+        else:
+            self.inbox.appendleft(record)
+
+    def _mail_again(self, record: TaskRecord) -> None:
+        try:
+            self._mail(record)
+        except (RuntimeError, SharedMemoryFull) as exc:
+            self.settle(record, None, exc, TaskEvent.FAIL)
+
+    def _queue_of(self, record: TaskRecord) -> TaskDeque:
+        """The lane or, behind these in number, the mailbox that a task was posted to."""
+        board = self.board
+        rows = len(board.lanes)
+        return board.lanes[record.lane] if record.lane < rows else board.mailboxes[record.lane - rows]
 
     def take_back(self, future: TaskFuture) -> bool:
         """Cancel the task of ``future`` if nobody has begun it."""
@@ -863,7 +917,7 @@ class Pump:
                 self._on_news()
                 return future.mark_cancelled()
             try:
-                if record.lane < 0 or not self.board.lanes[record.lane].remove(record.position, record.word):
+                if record.lane < 0 or not self._queue_of(record).remove(record.position, record.word):
                     return False
                 return self.withdrawn(record)
             except BaseException:
@@ -873,7 +927,7 @@ class Pump:
 
     def _is_uncommitted(self, record: TaskRecord) -> bool:
         """Whether the task is still to be posted: an attempt to do so was interrupted before it was committed."""
-        return record.lane >= 0 and self.board.lanes[record.lane].tail <= record.position
+        return record.lane >= 0 and self._queue_of(record).tail <= record.position
 
     def resolve_doubtful(self) -> None:
         """Finish the cancelling that an exception cut short, if it had come far enough.  For the broker's thread.
@@ -885,7 +939,7 @@ class Pump:
             while self.doubtful:
                 record = self.doubtful[0]
                 word = record.word
-                waits = record.lane < 0 or board.lanes[record.lane].holds(record.position, word)
+                waits = record.lane < 0 or self._queue_of(record).holds(record.position, word)
                 if not waits and not any(board.words[row.claim] == word for row in board.rows):
                     for row in board.rows:
                         self.drain_row(row.index)
@@ -941,9 +995,7 @@ class Pump:
     def is_taken(self, future: TaskFuture) -> bool:
         """Whether a member has taken the task of ``future``."""
         record = self.ledger.records.get(future.task_id)
-        return (
-            record is not None and record.lane >= 0 and self.board.lanes[record.lane].taken(record.position)
-        )
+        return record is not None and record.lane >= 0 and self._queue_of(record).taken(record.position)
 
     def unsettled(self) -> list[TaskRecord]:
         """A record for every task that is not settled."""

@@ -11,11 +11,13 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec, TextIO, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple, ParamSpec, TextIO, TypeVar
 
 from repartir import mapping, optional, stacks, worker
 from repartir.codec import Encoded, encode_value, parts_of
+from repartir.cores import AUTO, share_of_cores
 from repartir.future import Future
 from repartir.ledger import name_of
 from repartir.policy import NO_POLICY, Policy
@@ -24,6 +26,16 @@ from repartir.stats import ExecutorStats, shared_bytes
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class _Running(NamedTuple):
+    """That a serial executor runs a task, in which process (a fork has it too), and what its initializer returned."""
+
+    member: worker.Worker | None
+    state: Any
+
+
+_running: ContextVar[_Running | None] = ContextVar("running", default=None)
 
 
 class SerialExecutor(concurrent.futures.Executor):
@@ -50,15 +62,17 @@ class SerialExecutor(concurrent.futures.Executor):
         max_rss_growth: int | str | None = None,
         address_space_limit: int | str | None = None,
         forward_logs: bool = True,
+        threads_per_worker: int | str | None = AUTO,
+        pin: bool = False,
         **options: Any,
     ) -> None:
+        share_of_cores(threads_per_worker, pin, workers=1, cores=1)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self.name = name
         self._shut = False
         self._policy = _changed(NO_POLICY, "SerialExecutor", options)
-        if initializer is not None:
-            initializer(*initargs)
+        self._worker_state = None if initializer is None else initializer(*initargs)
 
     def __repr__(self) -> str:
         return f"<SerialExecutor{' shut down' if self._shut else ''}>"
@@ -114,11 +128,35 @@ class SerialExecutor(concurrent.futures.Executor):
         return self.map(functools.partial(_apply, fn), iterable, **options)  # type: ignore[no-any-return]
 
     def options(self, **options: Any) -> SerialExecutor:
-        """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped."""
+        """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped, nor sent elsewhere."""
         changed = copy.copy(self)
         changed._executor = self
         changed._policy = _changed(self._policy, "SerialExecutor.options", options)
         return changed
+
+    async def asubmit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `Executor.asubmit`; the call holds up the event loop."""
+        return self.submit(fn, *args, **kwargs).result()
+
+    def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> AsyncGenerator[T, None]:
+        """As `Executor.amap`, each result computed when it is asked for; the call holds up the event loop."""
+        from repartir import aio
+
+        self._check_open()
+        mapping.check_arguments(chunksize, buffersize)
+        if any(isinstance(each, AsyncIterable) for each in iterables):
+            return aio.each(lambda args: self._call(fn, args, {}), aio.zipped(iterables))
+        return aio.given(self.map(fn, *iterables, chunksize=chunksize, buffersize=buffersize))  # type: ignore[arg-type]
+
+    def run_on_all(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """As `Executor.run_on_all`: one call, here."""
+        return mapping.of_all_workers([self.submit(fn, *args, **kwargs)])
 
     def share(self, value: Any, *, writable: bool = False) -> Any:
         """As `Executor.share`: for any executor."""
@@ -154,6 +192,7 @@ class SerialExecutor(concurrent.futures.Executor):
     def _call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         policy = self._policy
         for failures in itertools.count(1):
+            token = _running.set(self._running())
             try:
                 return call(fn, args, kwargs)
             except KeyboardInterrupt:
@@ -161,8 +200,13 @@ class SerialExecutor(concurrent.futures.Executor):
             except BaseException as exc:
                 if not policy.retries_after(exc, failures):
                     raise
+            finally:
+                _running.reset(token)
             time.sleep(policy.delay(failures, random.Random()))
         raise AssertionError("unreachable")
+
+    def _running(self) -> _Running | None:
+        return _running.get() if self is _in_task else _Running(worker.current(), self._worker_state)
 
     def _each(
         self,
@@ -247,6 +291,22 @@ def current_executor() -> SerialExecutor:
             "outside a task make an Executor, or pass the one you have"
         )
     return _in_task
+
+
+def worker_state() -> Any:
+    """In a task: what the executor's ``initializer`` returned in this worker, None without one.
+
+    For what tasks share that cannot be sent or is dear to make: a model, a connection.  Elsewhere: ``RuntimeError``.
+    """
+    member, running = worker.current(), _running.get()
+    if running is not None and running.member is member:
+        return running.state
+    if member is None:
+        raise RuntimeError(
+            "worker_state() works in tasks only: it is what the executor's initializer returned in the worker. "
+            "Call it in a function that is submitted"
+        )
+    return member.state
 
 
 _in_task = SerialExecutor()

@@ -214,7 +214,7 @@ class Supervisor:
         def run(row: int) -> None:
             Worker(board, row, wake_fd, members, stacks_fds).run()
 
-        settings = NurserySettings(os.getpid(), self._start_method, run)
+        settings = NurserySettings(os.getpid(), self._start_method, run, members.cores.limiter())
         mask = _sigmask(signal.SIG_BLOCK, ())
         try:
             # Within the block, as it may raise what a handler raises although the signals are blocked by then.
@@ -241,7 +241,7 @@ class Supervisor:
         from multiprocessing.util import spawnv_passfds
 
         fds = [self._theirs.fileno(), self._wake_fd, *self._board.descriptors()]
-        command = fresh_command(fds)
+        command = fresh_command(fds, self._members.cores.variables(os.environ))
         start = FreshStart.of_this_process(self._start_method, self._members, self._stacks_fds)
         self._nurseries.append(spawnv_passfds(os.fsencode(command[0]), command, [*fds, *self._stacks_fds]))
         self._theirs.close()  # else a nursery that fails at its start would not be noticed below

@@ -19,6 +19,7 @@ from typing import Any
 from repartir import optional, outcome, stacks
 from repartir.bindings import publish
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
+from repartir.cores import UNLIMITED, CoreShare
 from repartir.functions import FunctionCache, function_of
 from repartir.hygiene import take_ctrl_c
 from repartir.inherited import InheritedArrays
@@ -76,6 +77,8 @@ class MemberSettings:
     """What members log goes to the client, whose levels these are; None: nowhere but to their own handlers."""
     out_of_band: int = OUT_OF_BAND_BYTES
     """Bytes from which on a buffer of a result travels beside the pickle."""
+    cores: CoreShare = UNLIMITED
+    """What a member may use of the cores."""
 
 
 class Worker:
@@ -99,6 +102,10 @@ class Worker:
         self._functions = FunctionCache()
         self._lane = board.lanes[index]
         self._spawn = board.spawns[index]
+        self._mailbox = board.mailboxes[index]
+        self._mail_tail = self._mailbox.tail_word
+        self._mail_taken = self._words[self._mailbox.head_word]
+        """The mailbox's head, which nobody else moves: it is empty while its tail is the same."""
         self._outbox = board.outboxes[index]
         self._largest_bytes = self._outbox.largest_bytes
         same = self._others(Kind.CPU)
@@ -108,8 +115,11 @@ class Worker:
         self._ends = [
             (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
         ] + [(hand.next_word, hand.end_word) for hand in self._hands]
+        self._spin_ends = [(self._mailbox.head_word, self._mail_tail), *self._ends]
         self._ranges = RangeLoop(board, index, self, settings.out_of_band, self._largest_bytes)
         self._pid = os.getpid()
+        self.state: Any = None
+        """What the initializer has returned."""
         self._forwarder: Forwarder | None = None
         self._opened: tuple[Handle, weakref.ref[Any]] | None = None
         """The block in which the arguments of the task lie, and what their arrays keep alive."""
@@ -138,6 +148,7 @@ class Worker:
                 f"worker-{self._index}", _LOG_RECORDS * self._largest_bytes, self._send_log
             )
             self._forwarder.install()
+        self._settings.cores.pin(self._index)
         self._words[self._row.state] = MemberState.INITIALIZING
         if not self._initialize():
             return
@@ -166,8 +177,11 @@ class Worker:
         self._words[self._row.state] = MemberState.RETIRED
 
     def find_work(self) -> Entry | None:
-        """Claim a task: the newest of the own spawn deque, the oldest of the own lane, the oldest of another's."""
+        """Claim a task: what is for this member alone, the newest of the own spawn deque, the oldest of the own lane, the
+        oldest of another's."""
         claim, words = self._row.claim, self._words
+        if words[self._mail_tail] != self._mail_taken and (entry := self._take_mail()):
+            return entry
         spawn, lane = self._spawn, self._lane
         if words[spawn.head_word] != words[spawn.tail_word] and (entry := spawn.pop_tail(claim)):
             return entry
@@ -182,6 +196,11 @@ class Worker:
                 words[self._row.steals] += 1
                 return entry
         return None
+
+    def _take_mail(self) -> Entry | None:
+        entry = self._mailbox.pop_head(self._row.claim)
+        self._mail_taken = self._words[self._mailbox.head_word]
+        return entry
 
     def goes_on(self) -> bool:
         """Between two items: whether this worker may begin one more."""
@@ -353,7 +372,9 @@ class Worker:
             self._tidy()
             parking.announce(index)
             if (
-                any(not deque.is_empty() for deque in (self._lane, self._spawn, *self._victims))
+                any(
+                    not deque.is_empty() for deque in (self._mailbox, self._lane, self._spawn, *self._victims)
+                )
                 or any(hand.is_there_a_rest() for hand in self._hands)
                 or board.closing
             ):
@@ -388,7 +409,7 @@ class Worker:
             self._board.parking.wake()
 
     def _spin(self) -> Entry | None:
-        clock, give_way, words, ends = time.perf_counter, os.sched_yield, self._words, self._ends
+        clock, give_way, words, ends = time.perf_counter, os.sched_yield, self._words, self._spin_ends
         until = clock() + SPIN_S
         while clock() < until:
             for head, tail in ends:
@@ -427,6 +448,7 @@ class Worker:
             return True
         result = outcome.capture(self._settings.initializer, self._settings.initargs, {})
         if isinstance(result, outcome.Value):
+            self.state = result.value
             first = function_of(self._settings.initializer)
             if first is not None and self._settings.owned_names:
                 publish(first.__globals__, self._settings.owned_names)

@@ -22,10 +22,9 @@ from joblib import register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from repartir import worker
-from repartir.environment import default_workers, usable_cores
+from repartir.environment import default_workers
 from repartir.executor import Executor, ExecutorWithOptions
 from repartir.future import Future
-from repartir.native_threads import limit_threads
 from repartir.serial import SerialExecutor
 
 __all__ = ["RepartirBackend", "shutdown"]
@@ -239,9 +238,7 @@ class _Shared:
                 or self._threads != threads
             ):
                 self._executor = None
-                each = threads or max(usable_cores() // workers, 1)
-                initializer = functools.partial(limit_threads, each, always=threads is not None)
-                executor = Executor(workers, initializer=initializer, name="joblib")
+                executor = Executor(workers, threads_per_worker=threads or "auto", name="joblib")
                 self._executor, self._threads = executor, threads
             return executor
 

@@ -135,6 +135,10 @@ class Board:
             for row in self.rows
         ]
         self._splitting_lock.repair = functools.partial(repair, self.hands)
+        self.mailboxes = [
+            self._deque(shape.mailbox(index), shape.mailbox_capacity, make, claims)
+            for index in range(shape.rows)
+        ]
         make_in_arena = LockFactory(arenas[0], lock_fd, first_byte=_ARENA_LOCKS)
         locks = (
             make_in_arena(layout.A_LOCK, layout.A_DIRTY_W),
@@ -202,7 +206,7 @@ class Board:
         vars(self).clear()
 
     def reset_row(self, index: int) -> None:
-        """Make a dead member's row ready for its successor.  Its lane keeps its tasks."""
+        """Make a dead member's row ready for its successor.  Its lane and its mailbox keep their tasks."""
         row = self.rows[index]
         self.parking.forget(index)
         for word in (row.pid, row.state, row.claim, row.started, row.blocked, row.began, row.condemned):
@@ -225,7 +229,7 @@ class Board:
 
     def lock_and_unlock_all(self) -> None:
         """Take every lock on tasks once, so that the repairs which a death calls for are done."""
-        for deque in (*self.lanes, *self.spawns):
+        for deque in (*self.lanes, *self.spawns, *self.mailboxes):
             deque.is_empty()
         self.hands[0].is_there_a_rest()
 
@@ -240,7 +244,7 @@ class Board:
         self.words[layout.H_CLIENT_SLEEP] = how
 
     def _locks(self) -> list[Lock]:
-        deques = [deque.lock for deque in (*self.lanes, *self.spawns)]
+        deques = [deque.lock for deque in (*self.lanes, *self.spawns, *self.mailboxes)]
         arenas = [arena.lock for arena in self.blocks.arenas]
         return [
             self._parking_lock,

@@ -1,10 +1,11 @@
 """Where every byte of the ring segment lies.  The only file that knows an offset.
 
-One segment holds, in this order: the header, one row a member, then for every row its deques and its outbox.
+One segment holds, in this order: the header, one row a member, then for every row its deques, its outbox and its mailbox.
 
     header   512 bytes   magic, version, counts, the parking lock, the idle mask
     row      256 bytes   one member: kind, pid, state, claim, counters, its parking semaphore
-    deque    256 bytes + capacity x 256     lock, head, tail, slots       (two a row: lane, spawn)
+    deque    256 bytes + capacity x 256     lock, head, tail, slots       (three a row: lane, spawn,
+                                                                          mailbox behind the outbox)
     outbox   256 bytes + ring               lock, head, tail, bytes       (one a row)
     hand     512 bytes + buffer             what a member has in hand of a map, answers to it (one a row)
 
@@ -118,11 +119,13 @@ class RingLayout:
     capacity: int = 512
     spawn_capacity: int = 128
     outbox_bytes: int = 1 << 16
+    mailbox_capacity: int = 32
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= MAX_ROWS:
             raise ValueError(f"a ring has 1 to {MAX_ROWS} members, not {self.rows}")
-        for value, least in ((self.capacity, 4), (self.spawn_capacity, 4), (self.outbox_bytes, LOCK_BYTES)):
+        deques = ((value, 4) for value in (self.capacity, self.spawn_capacity, self.mailbox_capacity))
+        for value, least in (*deques, (self.outbox_bytes, LOCK_BYTES)):
             if value < least or value & (value - 1):
                 raise ValueError(f"capacities are powers of two, at least {least}, not {value}")
 
@@ -132,9 +135,9 @@ class RingLayout:
 
     @property
     def _member_bytes(self) -> int:
-        slots = (self.capacity + self.spawn_capacity) * SLOT_BYTES
+        slots = (self.capacity + self.spawn_capacity + self.mailbox_capacity) * SLOT_BYTES
         outbox = OUTBOX_HEADER_BYTES + self.outbox_bytes
-        return 2 * DEQUE_HEADER_BYTES + slots + outbox + HAND_HEADER_BYTES + self.buffer_bytes
+        return 3 * DEQUE_HEADER_BYTES + slots + outbox + HAND_HEADER_BYTES + self.buffer_bytes
 
     @property
     def buffer_bytes(self) -> int:
@@ -158,4 +161,7 @@ class RingLayout:
         return self.spawn(index) + DEQUE_HEADER_BYTES + self.spawn_capacity * SLOT_BYTES
 
     def hand(self, index: int) -> int:
+        return self.mailbox(index) + DEQUE_HEADER_BYTES + self.mailbox_capacity * SLOT_BYTES
+
+    def mailbox(self, index: int) -> int:
         return self.outbox(index) + OUTBOX_HEADER_BYTES + self.outbox_bytes

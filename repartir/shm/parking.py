@@ -165,6 +165,17 @@ class ParkingLot:
         finally:
             lock.release()
 
+    def wake_row(self, row: int) -> None:
+        """Wake the member of ``row`` if it sleeps: there is something that nobody else can take, spinning or not."""
+        lock = self._lock
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            if self.is_idle(row):
+                self._post_and_clear(row)
+        finally:
+            lock.release()
+
     def wake_all(self) -> None:
         """Wake every sleeper, whatever else goes on (a death, a shutdown)."""
         lock = self._lock

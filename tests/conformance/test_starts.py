@@ -132,7 +132,7 @@ def test_a_fresh_interpreter_that_fails_breaks_the_executor(
     kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here it has no argument to read the client's message with; elsewhere memory or a module may be missing."""
-    monkeypatch.setattr(supervisor, "fresh_command", lambda fds: [sys.executable, "-c", ""])
+    monkeypatch.setattr(supervisor, "fresh_command", lambda *_: [sys.executable, "-c", ""])
     with kind.make(1, initializer=print, initargs=(b"x" * 1_000_000,)) as ex:
         with pytest.raises(BrokenProcessPool, match="forks the workers died"):
             ex.submit(pow, 2, 2).result(LIMIT_S)

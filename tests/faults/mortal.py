@@ -163,7 +163,7 @@ def bring_up(fate: Fate) -> None:
     worker._words = board.words = board.parking._words = ring
     board.blocks.arenas[0]._words = arena
     worker._ranges._words = ring
-    for structure in (*board.lanes, *board.spawns, *board.outboxes, *board.hands):
+    for structure in (*board.lanes, *board.spawns, *board.mailboxes, *board.outboxes, *board.hands):
         structure._words = ring
 
 

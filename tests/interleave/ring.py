@@ -47,7 +47,7 @@ def on_fake_parts() -> Iterator[None]:
 
 
 def make_board(world: World, rows: int) -> Board:
-    shape = RingLayout(rows, capacity=4, spawn_capacity=4, outbox_bytes=256)
+    shape = RingLayout(rows, capacity=4, spawn_capacity=4, outbox_bytes=256, mailbox_capacity=4)
     arena = world.segment(ARENA_BYTES, "arena")
     segment = world.segment(shape.total_bytes, "ring")
     overflow = world.segment(layout.ARENA_HEADER_BYTES, "overflow")
@@ -60,7 +60,11 @@ def make_board(world: World, rows: int) -> Board:
         names = {row.claim: "claim", row.started: "started", row.runs: "runs", row.steals: "steals"}
         names[row.condemned] = "condemned"
         words.names.update({word: f"{name} of {row.index}" for word, name in names.items()})
-        for what, deques in (("lane", board.lanes), ("spawn deque", board.spawns)):
+        for what, deques in (
+            ("lane", board.lanes),
+            ("spawn deque", board.spawns),
+            ("mailbox", board.mailboxes),
+        ):
             it = deques[row.index]
             words.names[it.head_word] = f"head of {what} {row.index}"
             words.names[it.tail_word] = f"tail of {what} {row.index}"
@@ -126,6 +130,17 @@ class Client:
             assert lane.push_tail([(record.word, record.payload, record.flags)])
             if parking.anyone_idle():
                 parking.wake(1, at)
+            self.inbox.popleft()
+
+    def mail(self, at: int) -> None:
+        """Post all that wait to the mailbox of one member, and wake that."""
+        box = self.board.mailboxes[at]
+        while self.inbox:
+            record = self.inbox[0]
+            record.lane, record.position = len(self.board.lanes) + at, box.tail
+            self.ledger.enter(record)
+            assert box.push_tail([(record.word, record.payload, record.flags)])
+            self.board.parking.wake_row(at)
             self.inbox.popleft()
 
     def drain(self, at: int) -> None:
@@ -204,7 +219,7 @@ class Client:
                 assert ran.count(task) == 1, f"task {task} ran {ran.count(task)} times"
         assert list(self.futures.values()).count([DIED]) <= deaths
         assert self.ledger.late == 0, "an answer came too late"
-        for it in (*board.lanes, *board.spawns, *board.outboxes):
+        for it in (*board.lanes, *board.spawns, *board.mailboxes, *board.outboxes):
             it.check()
             assert it.lock.owner is None  # type: ignore[attr-defined]
         board.blocks.arenas[0].check()

@@ -10,9 +10,11 @@ without a lock.  (``_post_and_clear`` is two: the woken member runs between them
     I      ParkingLot.is_idle after the wait        X    the task runs; it may end, or not
     H J K  Worker.pass_on: anyone_idle, _hinted (one deque a step), ParkingLot.wake
     push hint wake   Pump._fill: TaskDeque.push_tail, ParkingLot.anyone_idle, ParkingLot.wake
+    mail row         Pump._mail: TaskDeque.push_tail, ParkingLot.wake_row
 
-Each worker has a lane.  A state is bad when every worker sleeps or runs a task, the client has nothing left to do, one
-of them sleeps, and a task is queued: only the end of a running task would get it going.
+Each worker has a lane and a mailbox, at which it looks first and nobody else does.  A state is bad when every worker
+sleeps or runs a task, the client has nothing left to do, and one of them sleeps beside a task that it may take, in a lane
+or in its own mailbox: only the end of a running task would get it going.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Protocol:
 
     workers: int = 2
     posts: tuple[int, ...] = (1, 1)
-    """How many tasks each push of the client has."""
+    """How many tasks each push of the client has, to any lane; 0: one task, to any mailbox."""
     spinners: int = 1
     strays: int = 0
     """Posts to a semaphore that were for a full outbox, at any time."""
@@ -48,6 +50,8 @@ class Protocol:
     checks_idle: bool = True
     looks_again: bool = True
     """Between the announcement and the wait."""
+    wakes_the_row: bool = True
+    """What is put into a mailbox wakes its member, whoever spins; else it is posted as other tasks are."""
     hints_after_push: bool = True
     """The client reads the idle mask after its push, not before."""
 
@@ -70,6 +74,7 @@ class Client(NamedTuple):
 
 class State(NamedTuple):
     lanes: tuple[int, ...]
+    mail: tuple[int, ...]
     idle: int
     spin: int
     tokens: tuple[int, ...]
@@ -87,7 +92,7 @@ Step = tuple[str, State]
 def start(p: Protocol) -> State:
     none = (0,) * p.workers
     workers = (Worker("F"),) * p.workers
-    return State(none, 0, 0, none, FREE, Client("push"), workers, p.strays, p.timeouts)
+    return State(none, none, 0, 0, none, FREE, Client("push"), workers, p.strays, p.timeouts)
 
 
 def put(values: tuple[int, ...], at: int, change: int) -> tuple[int, ...]:
@@ -115,6 +120,10 @@ def client_steps(p: Protocol, s: State) -> Iterator[Step]:
             return
         for lane in range(p.workers):
             count = p.posts[c.nth]
+            if not count:
+                then = Client("row" if p.wakes_the_row else "hint", c.nth, lane, 1)
+                yield f"client mails to {lane}", s._replace(mail=put(s.mail, lane, 1), client=then)
+                continue
             then = Client("hint", c.nth, lane)
             if not p.hints_after_push:
                 then = Client("wake" if c.wanted else "push", c.nth + (not c.wanted), lane)
@@ -123,9 +132,11 @@ def client_steps(p: Protocol, s: State) -> Iterator[Step]:
         then = c._replace(pc="wake") if s.idle else Client("push", c.nth + 1)
         yield "client hint", s._replace(client=then)
     elif c.pc == "wake" and s.lock == FREE:
-        wanted = p.posts[c.nth] - s.spin.bit_count()
+        wanted = max(p.posts[c.nth], 1) - s.spin.bit_count()
         target = c.lane if s.idle >> c.lane & 1 else lowest(s.idle)
         yield "client wake", client_posts(s, c, wanted, target)
+    elif c.pc == "row" and s.lock == FREE:
+        yield f"client wakes {c.lane}", client_posts(s, c, s.idle >> c.lane & 1, c.lane)
     elif c.pc == "clear":
         s = s._replace(idle=s.idle & ~(1 << c.target))
         yield f"client clears {c.target}", client_posts(s, c, c.wanted - 1, lowest(s.idle))
@@ -154,9 +165,15 @@ def worker_steps(p: Protocol, s: State, me: int) -> Iterator[Step]:
         return go({"G": "r", "X": "k"}[then], row, lock=me, tokens=put(s.tokens, row, 1))
 
     leave = "H" if p.passes_on_after_rest else "X"
-    if pc in "FPGLJ":
-        lane = (me + at) % p.workers
-        there, last = s.lanes[lane] > 0, at + 1 == p.workers
+    if pc in "FPGL" and at == 0:
+        if s.mail[me]:
+            leave_mail = {"F": "X", "P": "T", "G": leave, "L": "R"}[pc]
+            yield go(leave_mail, mail=s.mail if pc == "L" else put(s.mail, me, -1))
+        else:
+            yield go(pc, 1)
+    elif pc in "FPGLJ":
+        lane = (me + at - (pc != "J")) % p.workers
+        there, last = s.lanes[lane] > 0, at + (pc == "J") == p.workers
         if pc == "L" and there:
             yield go("R")
         elif pc == "J" and there:
@@ -202,13 +219,13 @@ def worker_steps(p: Protocol, s: State, me: int) -> Iterator[Step]:
 
 
 def is_bad(p: Protocol, s: State) -> bool:
-    sleepers = 0
+    beside = False
     for row, worker in enumerate(s.workers):
         if worker.pc == "Z" and not s.tokens[row]:
-            sleepers += 1
+            beside = beside or bool(s.mail[row]) or any(s.lanes)
         elif worker.pc != "X":
             return False
-    return sleepers > 0 and any(s.lanes) and s.client.pc == "push" and s.client.nth == len(p.posts)
+    return beside and s.client.pc == "push" and s.client.nth == len(p.posts)
 
 
 def search(p: Protocol) -> tuple[int, list[str]]:
@@ -239,6 +256,10 @@ QUICK = [
     Protocol(posts=(1, 1), strays=1),
     Protocol(posts=(1, 1), timeouts=1),
     Protocol(posts=(2,)),
+    Protocol(posts=(0, 0)),
+    Protocol(posts=(0, 1)),
+    Protocol(posts=(1, 0), strays=1),
+    Protocol(posts=(0, 1), spinners=2, timeouts=1),
 ]
 LARGE = [
     Protocol(posts=(1, 1), tasks_end=True),
@@ -247,6 +268,8 @@ LARGE = [
     Protocol(posts=(1, 1, 1), strays=1, tasks_end=True),
     Protocol(posts=(2, 1), spinners=1, timeouts=1, tasks_end=True),
     Protocol(posts=(1, 1, 1), timeouts=1, passes_wakes=False),
+    Protocol(posts=(0, 1, 0), strays=1, tasks_end=True),
+    Protocol(posts=(1, 0, 1), timeouts=1, passes_wakes=False),
 ]
 HUGE = [
     Protocol(workers=3, posts=(1, 1), spinners=1),
@@ -298,6 +321,7 @@ WRONG = {
     "who rested does not look for more": Protocol(passes_on_after_rest=False),
     "every post is taken for a wake": Protocol(strays=1, checks_idle=False, spinners=0),
     "no look between announcement and sleep": Protocol(posts=(1,), looks_again=False),
+    "what only one may take wakes any": Protocol(posts=(0, 1), wakes_the_row=False),
     "the client looks for sleepers before its push": Protocol(posts=(1,), hints_after_push=False),
 }
 

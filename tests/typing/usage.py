@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 import repartir
@@ -21,7 +21,9 @@ from repartir import (
     WorkerDied,
     current_executor,
     shared,
+    worker_state,
 )
+from repartir.compat import AsyncResult, Pool
 
 
 def double(value: int) -> float:
@@ -65,6 +67,15 @@ def shared_arrays(executor: Executor) -> None:
         executor.submit(len, index)
 
 
+def workers(executor: Executor, serial: SerialExecutor) -> None:
+    Executor(2, threads_per_worker=2, pin=True).shutdown()
+    assert_type(executor.run_on_all(double, 1), list[float])
+    assert_type(serial.run_on_all(join, "a", "b", times=2), list[str])
+    assert_type(executor.options(worker=1).submit(double, 1), Future[float])
+    executor.run_on_all(double, "one")  # type: ignore[arg-type]
+    assert worker_state() is None
+
+
 def maps(executor: Executor) -> None:
     assert_type(executor.map(double, [1, 2]), Iterator[float])
     assert_type(executor.map(join, ["a"], ["b"], timeout=1.5, chunksize=3, buffersize=10), Iterator[str])
@@ -78,10 +89,29 @@ def is_a_standard_executor(executor: Executor, serial: SerialExecutor) -> None:
     assert standard
 
 
-async def with_asyncio(executor: Executor) -> None:
+async def coming() -> AsyncIterator[str]:
+    yield "a"
+
+
+async def with_asyncio(executor: Executor, serial: SerialExecutor) -> None:
     loop = asyncio.get_running_loop()
     assert_type(await loop.run_in_executor(executor, double, 1), float)
     assert_type(await asyncio.wrap_future(executor.submit(double, 1)), float)
+    assert_type(await executor.asubmit(double, 1), float)
+    assert_type(await serial.asubmit(join, "a", "b", times=2), str)
+    assert_type(await executor.options(timeout=3).asubmit(double, 1), float)
+    await executor.asubmit(double, "one")  # type: ignore[arg-type]
+    async for value in executor.amap(double, [1, 2], buffersize=3):
+        assert_type(value, float)
+    assert_type([text async for text in serial.amap(join, coming(), ["b"], chunksize=2)], list[str])
+
+
+def pools() -> None:
+    with Pool(2, prepare, ("path", 1), maxtasksperchild=5) as pool:
+        assert_type(pool.apply(double, (1,)), float)
+        assert_type(pool.map(double, [1, 2], chunksize=2), list[float])
+        assert_type(pool.starmap_async(join, [("a", "b")]).get(timeout=1), list[str])
+        assert_type(pool.apply_async(double, (1,), callback=print), AsyncResult[float])
 
 
 def stop(executor: Executor) -> None:

@@ -19,6 +19,9 @@ PAGES = (
     "docs/howto/arrays.md",
     "docs/howto/dask.md",
     "docs/howto/from-joblib.md",
+    "docs/howto/from-multiprocessing-pool.md",
+    "docs/howto/from-process-pool-executor.md",
+    "docs/howto/maps.md",
     "docs/howto/notebooks.md",
 )
 NEEDS = {"docs/howto/dask.md": "dask", "docs/howto/from-joblib.md": "sklearn"}

@@ -27,12 +27,12 @@ LAYERS = f"""
     portable outcome batches pages
     future
     command
-    hygiene environment native_threads policy stacks logs rangeloop worker nursery
+    hygiene environment cores policy stacks logs rangeloop worker nursery
     states ledger mapjob pump
     stats
     supervisor attempts members broker
     progress
-    mapping serial executor
+    mapping aio serial executor compat
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging

@@ -27,6 +27,7 @@ NAMES = [
     "__version__",
     "current_executor",
     "shared",
+    "worker_state",
 ]
 
 

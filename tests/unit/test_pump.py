@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from repartir.codec import encode_call
-from repartir.errors import InternalError
+from repartir.errors import InternalError, SharedMemoryFull
 from repartir.functions import FunctionTable
 from repartir.future import Future
 from repartir.outcome import caught, encode_outcome
 from repartir.policy import NO_POLICY, Policy
 from repartir.pump import Pump, TaskRecord
 from repartir.shm import board as board_module
-from repartir.shm.board import Board
+from repartir.shm.board import Board, BoardClosed
 from repartir.shm.layout import AGAIN, ANSWER, MEMBER_LOG, TIMED
 
 
@@ -205,3 +205,121 @@ def test_an_interrupted_submit_leaves_no_block(
     assert not pump.placed
     submit(pump, b"x" * 100_000)
     assert len(in_lanes(pump)) == 1
+
+
+def lengths(pump: Pump) -> tuple[int, ...]:
+    return tuple(deque.size_hint() for deque in (*pump.board.lanes, *pump.board.mailboxes))
+
+
+def test_a_task_goes_to_the_lane_of_the_worker_that_it_wishes_for(pump: Pump) -> None:
+    for _ in range(3):
+        submit(pump, "x", policy=Policy(worker=1))
+    assert lengths(pump) == (0, 3, 0, 0)
+
+
+def test_wishes_under_backlog(pump: Pump) -> None:
+    """Posted together with plain tasks, each is where it wishes; what finds no room there goes elsewhere."""
+    pump.backlog = 0
+    capacity = pump.board.shape.capacity
+    wishes: list[Any] = [submit(pump, "x", policy=Policy(worker=1)) for _ in range(20)]
+    plain = [submit(pump, "x") for _ in range(20)]
+    pump.pump()
+    assert {record_of(pump, future).lane for future in wishes} == {1}
+    assert lengths(pump)[0] == 20 - sum(record_of(pump, future).lane for future in plain)
+    for _ in range(capacity + 100):
+        submit(pump, "x", policy=Policy(worker=1))
+    pump.pump()
+    assert not pump.inbox
+    assert lengths(pump)[1] == capacity
+    assert sum(lengths(pump)) == 40 + capacity + 100
+
+
+def only(row: int) -> Policy:
+    return Policy(worker=row, exclusive=True)
+
+
+def test_what_is_for_one_member_alone_waits_behind_no_backlog(pump: Pump) -> None:
+    while not pump.inbox:
+        submit(pump, "x")
+    future = submit(pump, "x", policy=only(1))
+    assert lengths(pump)[2:] == (0, 1)
+    assert pump.inbox
+    assert not pump.is_taken(future)
+    assert pump.take_back(future)
+    claim = pump.board.rows[1].claim
+    assert pump.board.mailboxes[1].pop_head(claim) is None
+
+
+def test_a_full_mailbox_refuses(pump: Pump) -> None:
+    for _ in range(32):
+        submit(pump, b"x" * 1000, policy=only(0))
+    with pytest.raises(RuntimeError, match="32 tasks for worker 0 alone wait already"):
+        submit(pump, b"x" * 1000, policy=only(0))
+    assert pump.board.blocks.usage()[0].arguments[0] == 32
+    assert len(pump.ledger) == 32
+
+
+def test_a_repost_stays_with_its_row_and_fails_where_that_is_full(pump: Pump) -> None:
+    box, claim = pump.board.mailboxes[1], pump.board.rows[1].claim
+    future = submit(pump, "x", policy=only(1))
+    record = record_of(pump, future)
+    for _ in range(2):
+        assert box.pop_head(claim) == (record.word, record.payload, record.flags)
+        with pump.mutex:
+            pump.repost(record)
+    assert record.attempt == 3
+    assert box.pop_head(claim)
+    for _ in range(32):
+        submit(pump, "x", policy=only(1))
+    with pump.mutex:
+        pump.repost(record)
+    assert isinstance(future.exception(), RuntimeError)
+    assert record.task_id not in pump.ledger.records
+
+
+def test_a_retry_goes_where_its_first_attempt_went(pump: Pump) -> None:
+    records = [record_of(pump, submit(pump, "x", policy=policy)) for policy in (only(1), NO_POLICY)]
+    assert pump.board.mailboxes[1].pop_head(pump.board.rows[1].claim)
+    in_lanes(pump)
+    with pump.mutex:
+        for record in records:
+            pump.ledger.repost(record)
+            pump.resumes(record)
+    pump.pump()
+    assert lengths(pump)[2:] == (0, 1)
+    assert in_lanes(pump) == {records[1].word}
+
+
+@pytest.mark.parametrize("where", ["deque.TaskDeque.push_tail", "parking.ParkingLot.wake_row"])
+def test_an_interrupted_post_to_a_mailbox_is_sorted_out(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Either it lies there, and counts, or nobody will run it, and it is forgotten."""
+    with monkeypatch.context() as patch:
+        patch.setattr(f"repartir.shm.{where}", interrupt)
+        with pytest.raises(SignalError):
+            submit(pump, b"x" * 1000, policy=only(0))
+    assert len(pump.doubtful) == len(pump.ledger) == 1
+    pump.resolve_doubtful()
+    lies_there = lengths(pump)[2] == 1
+    assert lies_there == ("wake_row" in where)
+    assert len(pump.ledger) == pump.board.blocks.usage()[0].arguments[0] == int(lies_there)
+
+
+def test_an_ended_pump_takes_no_mail(pump: Pump) -> None:
+    pump.end(lambda: RuntimeError("ended"))
+    with pytest.raises(BoardClosed):
+        submit(pump, "x", policy=only(0))
+
+
+def test_arguments_that_find_no_room_anywhere_are_refused(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(record: TaskRecord, parts: Any) -> None:
+        record.block = [bytes(part) for part in parts]
+
+    monkeypatch.setattr(pump, "place_in_memory", lambda *_: False)
+    monkeypatch.setattr(pump, "on_full", keep)
+    with pytest.raises(SharedMemoryFull):
+        submit(pump, b"x" * 1000, policy=only(0))
+    assert not pump.ledger.records

@@ -446,7 +446,7 @@ class TestShared:
         assert Parallel(2, backend="repartir")(delayed(abs)(n) for n in range(4)) == [0, 1, 2, 3]
 
     def test_libraries_have_a_share_of_the_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(backend, "usable_cores", lambda: 6)
+        monkeypatch.setattr("repartir.executor.usable_cores", lambda: 6)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         calls = [delayed(os.getenv)("OMP_NUM_THREADS")] * 2
         assert Parallel(2, backend="repartir")(calls) == ["3", "3"]

@@ -19,6 +19,7 @@ LAYOUTS = [
     RingLayout(3, capacity=4, spawn_capacity=4, outbox_bytes=64),
     RingLayout(5, capacity=4, spawn_capacity=2048, outbox_bytes=256),
     RingLayout(14, capacity=64, spawn_capacity=8, outbox_bytes=128),
+    RingLayout(2, capacity=4, spawn_capacity=4, outbox_bytes=64, mailbox_capacity=4),
 ]
 
 Extent = tuple[int, int, str]
@@ -62,6 +63,7 @@ def extents(shape: RingLayout) -> list[Extent]:
         for name, base, capacity in (
             ("lane", shape.lane(row), shape.capacity),
             ("spawn", shape.spawn(row), shape.spawn_capacity),
+            ("mailbox", shape.mailbox(row), shape.mailbox_capacity),
         ):
             found += lock_and_words(base, 0, deque_words, f"{name} {row}")
             slots = base + layout.DEQUE_HEADER_BYTES

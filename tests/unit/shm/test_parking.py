@@ -300,6 +300,20 @@ def test_all_are_woken_whoever_spins(lot: Lot) -> None:
     assert not parking.anyone_idle()
 
 
+def test_one_row_is_woken_whoever_spins(lot: Lot) -> None:
+    parking, semaphores = lot
+    parking.announce(3)
+    parking.announce(66)
+    assert parking.start_spinning(5, MEMBERS)
+    parking.wake_row(66)
+    assert idle(parking) == [3]
+    assert posts(semaphores) == [66]
+    parking.wake_row(66)
+    parking.wake_row(5)
+    assert idle(parking) == [3]
+    assert posts(semaphores) == []
+
+
 def test_sleeper_of_another_process(lot: Lot) -> None:
     parking, semaphores = lot
 
@@ -323,6 +337,7 @@ ACTS = {
     "forget": lambda parking: parking.forget(1),
     "wake": lambda parking: parking.wake(),
     "wake preferred": lambda parking: parking.wake(1, 65),
+    "wake row": lambda parking: parking.wake_row(65),
     "wake all": lambda parking: parking.wake_all(),
     "start spinning": lambda parking: parking.start_spinning(4, 5),
     "stop spinning": lambda parking: parking.stop_spinning(3),
