@@ -225,15 +225,25 @@ class Arena:
         finally:
             lock.release()
 
-    def free_owned(self, owner: int) -> int:
-        """Give back every block of ``owner`` (a dead member's unpublished results); how many there were."""
+    def holds(self, handle: Handle) -> bool:
+        """Whether the block is in use under this handle, seen under the lock."""
+        lock, block = self.lock, self._block_of(handle)
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            return self._is_of(block, handle)
+        finally:
+            lock.release()
+
+    def free_owned(self, *owners: int) -> int:
+        """Give back every block of ``owners`` (a dead member's unpublished results); how many there were."""
         lock = self.lock
         freed = 0
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
             for block in self._blocks():
-                if self._words[block + B_OWNER] == owner:
+                if self._words[block + B_OWNER] in owners:
                     self._release(block)
                     freed += 1
             return freed

@@ -102,9 +102,13 @@ class BlockStore:
         """The arguments in a block outlive their task, in the member of ``row``."""
         return self.arenas[handle.place].keep(handle, row)
 
-    def free_owned(self, owner: int) -> int:
-        """Give back every block of ``owner``; how many there were."""
-        return sum(arena.free_owned(owner) for arena in self.arenas)
+    def holds(self, handle: Handle) -> bool:
+        """Whether the block is in use under this handle: then what was read of it before this call was whole."""
+        return self.arenas[handle.place].holds(handle)
+
+    def free_owned(self, *owners: int) -> int:
+        """Give back every block of ``owners``; how many there were."""
+        return sum(arena.free_owned(*owners) for arena in self.arenas)
 
     @property
     def free_bytes(self) -> int:

@@ -2,10 +2,11 @@
 
 One segment holds, in this order: the header, one row a member, then for every row its deques and its outbox.
 
-    header   512 bytes   magic, version, counts, the parking lock, the idle mask
+    header   640 bytes   magic, version, counts, the parking lock, the idle mask
     row      256 bytes   one member: kind, pid, state, claim, counters, its parking semaphore
     deque    256 bytes + capacity x 256     lock, head, tail, slots       (two a row: lane, spawn)
     outbox   256 bytes + ring               lock, head, tail, bytes       (one a row)
+    nest     256 bytes + depth x 8 + cells x 256   lock, claims of nested tasks, results of children   (one a row)
 
 All words are 64 bits, aligned, in the machine's byte order; offsets below that end in ``_W`` count words from the start
 of their structure, all others count bytes.  Who writes each word is said in ``README.md`` beside this file.
@@ -16,15 +17,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAGIC = 0x5245504152544952  # "REPARTIR"
-VERSION = 1
+VERSION = 2
 WORD = 8
 
-HEADER_BYTES = 512
+HEADER_BYTES = 640
 H_MAGIC, H_VERSION, H_ROWS, H_CLOSING, H_CLIENT_SLEEP = range(5)
 H_PARKING_LOCK = 64  # byte offset
 H_PARKING_DIRTY_W = 16
 H_IDLE_MASK_W = 24  # one bit a row, 64 rows a word
 H_SPIN_MASK_W = 40
+H_WAIT_MASK_W = 56
 MAX_ROWS = (H_SPIN_MASK_W - H_IDLE_MASK_W) * 64
 
 ROW_BYTES = 256
@@ -46,6 +48,20 @@ CALL_EACH = 1 << 61  # the arguments are for one call each
 TIMED = 1 << 60  # the member notes when the call begins
 AGAIN = 1 << 59  # the arguments may be needed for another attempt: the task gets copies
 SIZE_MASK = (1 << 32) - 1
+
+DEPTH_SHIFT = 32  # flags of a child: how deep in the tree of tasks it stands
+DEPTH_MASK = 0xFFF
+
+NEST_HEADER_BYTES = 256
+N_DIRTY_W, N_COUNTER_W = 8, 16  # behind the lock; how many children the members of this row have posted
+CELL_BYTES = 256
+CELL_WORDS = CELL_BYTES // WORD
+CELL_HEADER_BYTES = 24
+C_TASK, C_STATUS, C_PARENT = range(3)  # the child's word (0: free); how it ended and the payload's size; its parent's word
+CELL_PAYLOAD_BYTES = CELL_BYTES - CELL_HEADER_BYTES
+CELL_STATUS_SHIFT = 32
+# How a child ended.  VALUE: an outcome; IN_BLOCK: a handle; NO_ROOM: an outcome without room; DIED, NEVER_BEGUN: its member did.
+CELL_OPEN, CELL_VALUE, CELL_IN_BLOCK, CELL_NO_ROOM, CELL_DIED, CELL_NEVER_BEGUN = range(6)
 
 OUTBOX_HEADER_BYTES = 256
 O_DIRTY_W, O_HEAD_W, O_TAIL_W = 8, 16, 24
@@ -76,6 +92,34 @@ def task_word(task_id: int, attempt: int) -> int:
     return task_id << ATTEMPT_BITS | attempt
 
 
+CHILD = 1 << 61
+"""Set in the word of a task that a task has submitted.  The words of the client's tasks are smaller."""
+_ROW_SHIFT, _CELL_SHIFT = 51, 43
+NO_CELL = 0xFF
+"""In place of a cell, where none was free: nobody else learns of this child."""
+COUNTER_MASK = (1 << _CELL_SHIFT) - 1
+
+
+def child_word(row: int, cell: int, counter: int) -> int:
+    """The word of a child: who waits for it, in which cell of that row its result belongs, and a number not used before."""
+    return CHILD | row << _ROW_SHIFT | cell << _CELL_SHIFT | counter & COUNTER_MASK
+
+
+def spawner_of(word: int) -> int:
+    """The row whose member has posted this child."""
+    return word >> _ROW_SHIFT & 0x3FF
+
+
+def cell_of(word: int) -> int:
+    """The cell for the child's result."""
+    return word >> _CELL_SHIFT & 0xFF
+
+
+def owner_of_arguments(row: int) -> int:
+    """Owner word of blocks that hold arguments, and functions, of children that the member of this row has posted."""
+    return child_word(row, 0, 0)
+
+
 def _round_up(size: int, to: int) -> int:
     return -(-size // to) * to
 
@@ -92,6 +136,8 @@ class RingLayout:
     capacity: int = 512
     spawn_capacity: int = 128
     outbox_bytes: int = 1 << 16
+    depth: int = 512
+    cells: int = 192
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= MAX_ROWS:
@@ -99,6 +145,8 @@ class RingLayout:
         for value, least in ((self.capacity, 4), (self.spawn_capacity, 4), (self.outbox_bytes, LOCK_BYTES)):
             if value < least or value & (value - 1):
                 raise ValueError(f"capacities are powers of two, at least {least}, not {value}")
+        if not 1 <= self.cells < NO_CELL or self.depth < 8 or self.depth % 8:
+            raise ValueError(f"a nest of {self.cells} cells and {self.depth} levels")
 
     @property
     def _deques(self) -> int:
@@ -107,7 +155,8 @@ class RingLayout:
     @property
     def _member_bytes(self) -> int:
         slots = (self.capacity + self.spawn_capacity) * SLOT_BYTES
-        return 2 * DEQUE_HEADER_BYTES + slots + OUTBOX_HEADER_BYTES + self.outbox_bytes
+        nest = NEST_HEADER_BYTES + self.depth * WORD + self.cells * CELL_BYTES
+        return 2 * DEQUE_HEADER_BYTES + slots + OUTBOX_HEADER_BYTES + self.outbox_bytes + nest
 
     @property
     def total_bytes(self) -> int:
@@ -124,3 +173,6 @@ class RingLayout:
 
     def outbox(self, index: int) -> int:
         return self.spawn(index) + DEQUE_HEADER_BYTES + self.spawn_capacity * SLOT_BYTES
+
+    def nest(self, index: int) -> int:
+        return self.outbox(index) + OUTBOX_HEADER_BYTES + self.outbox_bytes

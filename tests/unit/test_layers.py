@@ -20,7 +20,7 @@ PACKAGE = "repartir"
 LAYERS = f"""
     errors optional residence
     task
-    shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox
+    shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.cells shm.deque shm.outbox
     shm.parts shm.arena shm.blocks shm.board shm
     classes inherited bindings arrays memmaps shared pickler diagnosis
     codec fingerprint heavy functions
