@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import struct
 import sys
 import weakref
 from collections import OrderedDict, deque
@@ -19,6 +20,11 @@ from repartir.fingerprint import Fingerprint, fingerprint, is_immutable
 from repartir.heavy import HEAVY_BYTES, HeavyGlobals
 from repartir.inherited import InheritedArrays
 from repartir.pickler import MAIN_MODULES, Encoded, blake2b, global_names, goes_by_reference
+from repartir.shm.arena import HANDLE_BYTES
+
+FUNCTION = struct.Struct(f"=Q{HANDLE_BYTES}s")
+"""The head of every call's payload: the function's key and the handle of the block that holds it."""
+HEAD_BYTES = FUNCTION.size
 
 CACHE_COUNT = 256
 CACHE_BYTES = 64 * 1024 * 1024

@@ -12,9 +12,10 @@ from repartir import logs, outcome
 from repartir.attempts import Attempts
 from repartir.ledger import Repost
 from repartir.pump import Pump
+from repartir.recovery import condemn_descendants, has_begun, judge_children, orphan_children
 from repartir.shm.arena import KEPT, RESULT
 from repartir.shm.board import MemberState
-from repartir.shm.layout import MEMBER_BROKEN, MEMBER_LOG, MEMBER_READY
+from repartir.shm.layout import CHILD, MEMBER_BROKEN, MEMBER_LOG, MEMBER_READY
 from repartir.supervisor import STARTS, MemberExited, Supervisor, describe_exit
 
 MOST_STARTS = 20
@@ -135,13 +136,20 @@ class Members:
         """A task that had not begun goes back into a deque; one that had begun fails or is tried again."""
         board, pump = self._board, self._pump
         row = board.rows[at]
-        claim, started = board.words[row.claim], board.words[row.started]
-        for action in pump.ledger.member_died([claim], started):
+        claims, started = board.stacks[at].tasks(), board.words[row.started]
+        if claims and board.words[row.condemned] == claims[0]:
+            for other in condemn_descendants(board, at, claims[0]):
+                self._supervisor.kill(other)
+        judge_children(board, at, claims, started, exit_code, describe_exit(exit_code))
+        orphan_children(board, at)
+        claim = claims[0] if claims else 0
+        begun = claim if claims and has_begun(claims, 0, started) else 0
+        for action in pump.ledger.member_died([claim], begun):
             if isinstance(action, Repost):
                 pump.repost(action.record)
             else:
                 self._attempts.died(action.record, exit_code, begun=action.begun)
-        if claim and not pump.has_view_of(claim):
+        if claim and not claim & CHILD and not pump.has_view_of(claim):
             board.blocks.free_owned(claim | RESULT)
         board.blocks.free_owned(KEPT | at)
         pump.bury_orphans(at)

@@ -22,7 +22,7 @@ from typing import Any
 from repartir import outcome
 from repartir.codec import Encoded, Part, parts_of, split_parts
 from repartir.errors import InternalError, SharedMemoryFull
-from repartir.functions import FunctionRef
+from repartir.functions import FUNCTION, HEAD_BYTES, FunctionRef
 from repartir.future import Future
 from repartir.ledger import Ledger, Record
 from repartir.policy import NO_POLICY, Policy
@@ -41,7 +41,7 @@ from repartir.shm.layout import (
 from repartir.shm.outbox import records
 from repartir.shm.segment import copy_in_place, discard
 from repartir.states import TaskEvent, TaskState
-from repartir.worker import FUNCTION, HEAD_BYTES, PIECE
+from repartir.worker import PIECE
 
 DEFER = 64
 """Under backlog so many submits are posted together."""

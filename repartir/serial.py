@@ -1,4 +1,4 @@
-"""The same interface in this process: for debuggers, coverage and a serial baseline; and what a task may submit to."""
+"""The same interface in this process: for debuggers, coverage and a serial baseline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
-from repartir import mapping, optional, worker
+from repartir import mapping, optional
 from repartir.codec import Encoded, encode_value, parts_of
 from repartir.future import Future
 from repartir.policy import NO_POLICY
@@ -176,16 +176,3 @@ def share(value: Any, *, writable: bool = False) -> Any:
     encoded = encode_value(value, what="the object to share")
     needs = encoded.keep if isinstance(encoded, Encoded) else ()
     return shared.share_object(value, parts_of(encoded), needs)
-
-
-def current_executor() -> SerialExecutor:
-    """In a task: an executor for calls of its own, which run in place.  Elsewhere: ``RuntimeError``."""
-    if worker.current() is None:
-        raise RuntimeError(
-            "current_executor() works in tasks only, and a pickled Executor means the current one: "
-            "outside a task make an Executor, or pass the one you have"
-        )
-    return _in_task
-
-
-_in_task = SerialExecutor()

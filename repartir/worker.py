@@ -18,12 +18,13 @@ from typing import Any
 
 from repartir import optional, outcome, stacks
 from repartir.bindings import publish
+from repartir.children import Nest
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
-from repartir.functions import FunctionCache, function_of
+from repartir.functions import FUNCTION, HEAD_BYTES, FunctionCache, function_of
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
 from repartir.residence import limit_address_space, own_bytes
-from repartir.shm.arena import HANDLE_BYTES, RESULT, Handle
+from repartir.shm.arena import RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch
 from repartir.shm.board import Board, ClientSleep, Kind, MemberState
 from repartir.shm.deque import Entry, TaskDeque
@@ -34,6 +35,7 @@ from repartir.shm.layout import (
     ANSWER_PIECE,
     CALL_EACH,
     CALL_MANY,
+    CHILD,
     H_CLIENT_SLEEP,
     IN_BLOCK,
     MEMBER_BROKEN,
@@ -42,12 +44,8 @@ from repartir.shm.layout import (
     TIMED,
 )
 
-FUNCTION = struct.Struct(f"=Q{HANDLE_BYTES}s")
-"""The head of every call's payload: the function's key and the handle of the block that holds it."""
 PIECE = struct.Struct("=II")
 """The head of a piece of an answer: which one it is, of how many."""
-
-HEAD_BYTES = FUNCTION.size
 
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
@@ -98,6 +96,9 @@ class Worker:
         self._outbox = board.outboxes[index]
         self._largest_bytes = self._outbox.largest_bytes
         self._victims = self._others(Kind.CPU)
+        calls = {CALL_MANY: call_many, CALL_EACH: call_each}
+        self.nest = Nest(board, index, self._functions, settings.inherited, settings.out_of_band, calls)
+        """What tasks of this member submit, and children of others."""
         self._ends = [
             (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
         ]
@@ -152,6 +153,11 @@ class Worker:
                 break
         self._words[self._row.state] = MemberState.RETIRED
 
+    @property
+    def colleagues(self) -> int:
+        """How many members of its kind there are, this one included."""
+        return len(self._victims) // 2 + 1
+
     def find_work(self) -> Entry | None:
         """Claim a task: the newest of the own spawn deque, the oldest of the own lane, the oldest of another's."""
         claim, words = self._row.claim, self._words
@@ -169,11 +175,15 @@ class Worker:
     def run_one(self, entry: Entry) -> None:
         """Run a claimed task and answer."""
         word, payload, flags = entry
+        if word & CHILD:
+            return self.nest.run_stolen(entry)
         words, row = self._words, self._row
         words[row.started] = word
         result = self._call(payload, flags)
         if os.getpid() != self._pid:
             os._exit(0)
+        if self.nest.level is not None:
+            result = self.nest.end_bottom(result)
         if flags & TIMED:
             words[row.began] = 0
         self.answer(word, result)
@@ -215,6 +225,7 @@ class Worker:
             self._dead.popleft()
 
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
+        self.nest.called = payload
         try:
             key, function_block = FUNCTION.unpack_from(payload)
             fn = self._functions.get(key)
@@ -340,6 +351,8 @@ class Worker:
         leaves its rest with a task wakes the next for what is left."""
         if self._board.parking.anyone_idle() and self._hinted():
             self._board.parking.wake()
+        else:
+            self.nest.pass_on()
 
     def _spin(self) -> Entry | None:
         clock, give_way, words, ends = time.perf_counter, os.sched_yield, self._words, self._ends
@@ -373,6 +386,7 @@ class Worker:
 
     def after_fork(self) -> None:
         """In that child: what it writes stays its own."""
+        self.nest.disown()
         self._board.blocks.make_private()
 
     def _initialize(self) -> bool:

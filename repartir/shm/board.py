@@ -16,7 +16,7 @@ from repartir.errors import InternalError, SharedMemoryFull
 from repartir.shm import layout
 from repartir.shm.arena import Arena, arena_limit
 from repartir.shm.blocks import BlockStore
-from repartir.shm.cells import Claims, CellTable, ClaimStack
+from repartir.shm.cells import CellTable, Claims, ClaimStack
 from repartir.shm.deque import TaskDeque
 from repartir.shm.layout import WORD, RingLayout
 from repartir.shm.lock import Lock, LockFactory, nothing_to_repair, robust_mutex_works

@@ -21,6 +21,7 @@ from repartir.shm.layout import (
     CELL_STATUS_SHIFT,
     CELL_WORDS,
     N_COUNTER_W,
+    N_ENDED_W,
     NEST_HEADER_BYTES,
     SIZE_MASK,
     WORD,
@@ -43,12 +44,14 @@ class CellTable:
     Only the row's member takes cells; it gives one back when nobody else can have the child any more.
     """
 
-    __slots__ = ("_cells", "_data", "_words", "claims", "count", "counter", "lock")
+    __slots__ = ("_cells", "_data", "_words", "claims", "count", "counter", "ended_word", "lock")
 
     def __init__(self, words: Words, data: Data, base: int, depth: int, count: int, lock: Lock) -> None:
         self._words = words
         self._data = data
         self.counter = base // WORD + N_COUNTER_W
+        self.ended_word = base // WORD + N_ENDED_W
+        """The index of a word that changes whenever a child of this row has ended: a hint without the lock."""
         self.claims = (base + NEST_HEADER_BYTES) // WORD
         """The claim of level 0 is the row's own; the word of this index belongs to level 1."""
         self._cells = self.claims + depth
@@ -96,6 +99,9 @@ class CellTable:
                 return False
             start = at * WORD + CELL_HEADER_BYTES
             self._data[start : start + size] = payload
+            words[self.ended_word] = (
+                words[self.ended_word] + 1
+            )
             words[at + C_STATUS] = status << CELL_STATUS_SHIFT | size
             return True
         finally:
@@ -113,13 +119,13 @@ class CellTable:
         finally:
             lock.release()
 
-    def any_ended(self, cells: Sequence[int]) -> bool:
-        """Whether one of these has its result, seen under the lock: no ``put`` that was over before this is missed."""
-        words, lock = self._words, self.lock
+    def ended(self) -> int:
+        """The word that changes, seen under the lock: no ``put`` that was over before this is missed."""
+        lock = self.lock
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
-            return any(words[self._cells + cell * CELL_WORDS + C_STATUS] != CELL_OPEN for cell in cells)
+            return self._words[self.ended_word]
         finally:
             lock.release()
 

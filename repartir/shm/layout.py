@@ -53,14 +53,20 @@ DEPTH_SHIFT = 32  # flags of a child: how deep in the tree of tasks it stands
 DEPTH_MASK = 0xFFF
 
 NEST_HEADER_BYTES = 256
-N_DIRTY_W, N_COUNTER_W = 8, 16  # behind the lock; how many children the members of this row have posted
+N_DIRTY_W, N_COUNTER_W, N_ENDED_W = (
+    8,
+    16,
+    24,
+)  # behind the lock; how many children were posted from this row, and ended
 CELL_BYTES = 256
 CELL_WORDS = CELL_BYTES // WORD
 CELL_HEADER_BYTES = 24
-C_TASK, C_STATUS, C_PARENT = range(3)  # the child's word (0: free); how it ended and the payload's size; its parent's word
+C_TASK, C_STATUS, C_PARENT = range(
+    3
+)  # the child's word (0: free); how it ended and the payload's size; its parent's word
 CELL_PAYLOAD_BYTES = CELL_BYTES - CELL_HEADER_BYTES
 CELL_STATUS_SHIFT = 32
-# How a child ended.  VALUE: an outcome; IN_BLOCK: a handle; NO_ROOM: an outcome without room; DIED, NEVER_BEGUN: its member did.
+# How a child ended.  VALUE: an outcome; IN_BLOCK: a handle; NO_ROOM for its outcome; DIED, NEVER_BEGUN: its member has died.
 CELL_OPEN, CELL_VALUE, CELL_IN_BLOCK, CELL_NO_ROOM, CELL_DIED, CELL_NEVER_BEGUN = range(6)
 
 OUTBOX_HEADER_BYTES = 256

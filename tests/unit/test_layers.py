@@ -27,11 +27,11 @@ LAYERS = f"""
     portable outcome
     future
     command
-    hygiene environment policy stacks logs worker nursery
+    hygiene environment policy stacks logs children worker nursery
     states ledger pump
     stats
-    supervisor attempts members broker
-    mapping serial executor
+    supervisor attempts recovery members broker
+    mapping serial nested executor
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
