@@ -16,6 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures._base import PENDING
 from typing import Any
 
 from repartir.codec import ATOMS, PROTOCOL, Encoded, Part, decode, encode_call, parts_of, raw
@@ -106,6 +107,20 @@ class ChildFuture(Future[Any]):
                     self._waiters = _Waiters(self._waiters)
                     self._waiters.nest = nest
         return made
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The child's result, or its exception raised; ``TimeoutError`` after ``timeout`` seconds, or when what this
+        member runs meanwhile has ended.
+        """
+        try:
+            if self._state == PENDING and timeout is None:
+                nest = self._driver
+                assert isinstance(nest, Nest)
+                while nest.own_is_next() and self._state == PENDING:
+                    nest.run_own()
+            return super().result(timeout)
+        finally:
+            self = None  # type: ignore[assignment]  # break the cycle through the traceback
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call ``fn`` when the child has ended, for which this waits: nobody else would notice."""
@@ -406,7 +421,7 @@ class Nest:
         if threading.get_ident() != self._main:
             assert isinstance(future, ChildFuture)
             return self._wait_elsewhere(future.done, until, future)
-        while future._state == "PENDING":
+        while future._state == PENDING:
             if not self._work(future):
                 if until is not None and time.monotonic() >= until:
                     break
@@ -414,6 +429,17 @@ class Nest:
         if self._owes:
             self.pass_on()
         return None
+
+    def own_is_next(self) -> bool:
+        """Whether what the main thread, if this is it, has to do next is an own child in the deque."""
+        words, level = self._words, self.level
+        return (
+            words[self._spawn.head_word] != words[self._spawn.tail_word]
+            and words[self._ended_word] == self._seen
+            and level is not None
+            and level.index < self._steal_below
+            and threading.get_ident() == self._main
+        )
 
     def wait_until(self, done: Callable[[], bool], until: float | None) -> None:
         """The same for a condition that a child's end makes true."""
@@ -444,31 +470,27 @@ class Nest:
         level = self.level or self._bottom()
         claim = self._cells.claims + level.index
         is_high = level.index >= self._steal_below
-        try:
-            if is_high:
-                child = self._take_back_own(level)
-                if child is not None:
-                    self._run_private(child, level, claim)
-                    return True
-            elif words[spawn.head_word] != words[spawn.tail_word]:
-                entry = spawn.pop_tail(claim)
-                if entry is not None:
-                    self._run_own(self._queued[entry[0]], level, claim)
-                    return True
-            child = self._newest_private(level, is_high=is_high)
+        if is_high:
+            child = self._take_back_own(level)
             if child is not None:
-                self._run_private(child, level, claim)
-                self._refill()
-                return True
-            if not is_high and not words[self._row.condemned]:
-                entry = self._steal(future, claim)
-                if entry is not None:
-                    self._run_stolen(entry, level, claim)
-                    return True
+                return self.run_own(child)
+        elif words[spawn.head_word] != words[spawn.tail_word] and self.run_own():
+            return True
+        child = self._newest_private(level, is_high=is_high)
+        if child is not None:
+            self.run_own(child)
+            self._refill()
+            return True
+        if is_high or words[self._row.condemned]:
+            return False
+        try:
+            entry = self._steal(future, claim)
+            if entry is not None:
+                self._run_stolen(entry, level, claim)
         except BaseException:
             self._give_back(claim)
             raise
-        return False
+        return entry is not None
 
     def _take_back_own(self, level: Level) -> Child | None:
         """On a high stack: the newest child of this very task that nobody has begun, out of the deque."""
@@ -485,10 +507,6 @@ class Nest:
             if not is_high or child.level is level:
                 return child
         return None
-
-    def _run_private(self, child: Child, level: Level, claim: int) -> None:
-        child.word = self._words[claim] = self._new_word(NO_CELL)
-        self._run_own(child, level, claim)
 
     def _give_back(self, claim: int) -> None:
         """An exception came between a claim and its child's beginning."""
@@ -569,7 +587,7 @@ class Nest:
 
     def _is_something_there(self, future: Future[Any] | None) -> bool:
         """Under the locks, so that whoever comes after this finds the announcement."""
-        if self._roused or (future is not None and future._state != "PENDING"):
+        if self._roused or (future is not None and future._state != PENDING):
             self._roused = False
             return True
         if self._cells.ended() != self._seen:
@@ -630,46 +648,70 @@ class Nest:
 
     # ---- run
 
-    def _run_own(self, child: Child, level: Level, claim: int) -> None:
-        """Run a child of this process's own, claimed at ``claim``, above ``level``."""
-        words, started, word = self._words, self._row.started, child.word
-        words[started] = word
+    def run_own(self, child: Child | None = None) -> bool:
+        """Run a child of this process's own, the newest one in the deque or one that nobody else can have; False if there
+        is none.
+
+        One frame for all, since CPython is slow at certain depths of the stack: the fewer frames, the rarer.
+        """
+        words = self._words
+        level = self.level or self._bottom()
+        claim = self._cells.claims + level.index
         try:
-            if child.state == QUEUED:
+            if child is None:
+                entry = self._spawn.pop_tail(claim)
+                if entry is None:
+                    return False
+                child = self._queued[entry[0]]
+                words[self._row.started] = child.word
                 self._withdraw(child)
             else:
+                child.word = words[claim] = self._new_word(NO_CELL)
+                words[self._row.started] = child.word
                 self._overflow.remove(child)
             child.state = RUNNING
-            head = child.payload[:HEAD_BYTES]
-            mine = Level(word, level.origin, level.index + 1, child.level.depth + 1, head)
-            self.level = mine
+            self.level = mine = Level(
+                child.word, level.origin, level.index + 1, child.level.depth + 1, child.payload[:HEAD_BYTES]
+            )
             sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES_A_LEVEL)
+            result: Value | Error
             try:
-                args = child.args
-                if args is None:
+                if child.args is None:
                     result = self._call(child.payload, child.flags, mine)
                 else:
-                    mine.key = key = child.key
-                    mine.fn = self._functions.get(key) or self._function(key, head)
-                    result = capture(mine.fn, args, {})
-                if self._main < 0:
-                    os._exit(0)  # the child has forked, and this is what it has forked
-                if mine.open:
-                    result = self._join_all(mine, result)
+                    mine.key = child.key
+                    mine.fn = self._functions.get(child.key) or self._function(child.key, mine.head)
+                    result = Value(mine.fn(*child.args))
+            except BaseException as exc:  # noqa: BLE001 - the future carries all that a task raises
+                exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
+                result = caught(exc)
             finally:
                 sys.setrecursionlimit(sys.getrecursionlimit() - FRAMES_A_LEVEL)
+            if self._main < 0:
+                os._exit(0)  # the child has forked, and this is what it has forked
+            if mine.open:
+                result = self._join_all(mine, result)
             if type(result) is not Value or type(result.value) not in ATOMS:
                 result = _copied(result, self._threshold)
             self._settle(child, result)
+            return True
         except BaseException as exc:
-            if child.state != ENDED:
+            if child is not None and child.state == RUNNING:
                 child.policy = NO_POLICY
                 self._settle(child, caught(exc))
             raise
         finally:
             self.level = level
-            words[started] = level.word
-            words[claim] = 0
+            if words[claim]:
+                self._let_go(level, claim)
+
+    def _let_go(self, level: Level, claim: int) -> None:
+        """The child that is claimed has ended, or an exception has come before it began."""
+        words = self._words
+        if words[claim] != words[self._row.started]:
+            self._give_back(claim)
+        words[self._row.started] = level.word
+        words[claim] = 0
 
     def run_stolen(self, entry: Entry) -> None:
         """Run another member's child at the bottom of the stack."""

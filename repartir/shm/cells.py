@@ -99,9 +99,7 @@ class CellTable:
                 return False
             start = at * WORD + CELL_HEADER_BYTES
             self._data[start : start + size] = payload
-            words[self.ended_word] = (
-                words[self.ended_word] + 1
-            )
+            words[self.ended_word] = words[self.ended_word] + 1
             words[at + C_STATUS] = status << CELL_STATUS_SHIFT | size
             return True
         finally:
