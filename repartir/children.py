@@ -301,8 +301,8 @@ class Nest:
             elif not self._place(child, head, parts_of(call)):
                 return self._run_at_once(child, head, call)
         except (TaskNotSerializable, SharedMemoryFull) as exc:
-            future._driver = None
-            future.set_exception(exc)
+            future.child = None
+            future.settle_alone(None, exc)
             return future
         level.open[child] = None
         if self._overflow or not self._post(child):
@@ -765,11 +765,16 @@ class Nest:
 
     def end_children(self, *, wait: bool, cancel: bool) -> None:
         """Cancel the running task's children, unless somebody has begun them, or wait for them, or both."""
-        for child in list(self.level.open) if self.level is not None else ():
-            future = child.future
-            if cancel:
+        if self.level is not None:
+            self._end_children(self.level, wait=wait, cancel=cancel)
+
+    def _end_children(self, level: Level, *, wait: bool, cancel: bool) -> None:
+        futures = [child.future for child in level.open]
+        if cancel:
+            for future in futures:
                 future.cancel()
-            if wait:
+        if wait:
+            for future in futures:
                 self.wait_for(future, None)
 
     def _join_all(self, level: Level, result: Value | Error) -> Value | Error:
@@ -777,11 +782,7 @@ class Nest:
         cancelled, unless somebody has begun them."""
         while level.open:
             try:
-                for child in list(level.open):
-                    future = child.future
-                    if isinstance(result, Error):
-                        future.cancel()
-                    self.wait_for(future, None)
+                self._end_children(level, wait=True, cancel=isinstance(result, Error))
             except InternalError:
                 raise
             except BaseException as exc:  # noqa: BLE001 - what a signal handler raises ends the task
