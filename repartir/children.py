@@ -167,6 +167,7 @@ class Child:
         "failures",
         "flags",
         "future",
+        "heard",
         "keep",
         "key",
         "level",
@@ -196,6 +197,8 @@ class Child:
         self.block: Handle | None = None
         self.reposts = 0
         self.failures: tuple[BaseException, ...] = ()
+        self.heard: Value | Error | None = None
+        """What has come from elsewhere, until the child is settled with it."""
 
     @property
     def title(self) -> str:
@@ -304,11 +307,15 @@ class Nest:
             future.child = None
             future.settle_alone(None, exc)
             return future
-        level.open[child] = None
+        self._enter(child)
+        return future
+
+    def _enter(self, child: Child) -> None:
+        """Take a child up, and post it if there is room."""
+        child.level.open[child] = None
         if self._overflow or not self._post(child):
             self._overflow.append(child)
             self._refill()
-        return future
 
     def _bottom(self) -> Level:
         """The level of the task that the worker has taken, made when it submits for the first time."""
@@ -397,11 +404,12 @@ class Nest:
 
     def _withdraw(self, child: Child) -> None:
         """Nobody else has this child or will have it."""
-        child.state = PRIVATE
-        if self._queued.pop(child.word, None) is not None:
+        if child.word in self._queued:
             cell = cell_of(child.word)
             self._cells.release(cell)
+            del self._queued[child.word]
             self._free.append(cell)
+        child.state = PRIVATE
 
     def _refill(self) -> None:
         """Post what has waited longest for room."""
@@ -559,6 +567,8 @@ class Nest:
                 return
             give_way()
         self._sweep()
+        if self.level is not None:
+            self._find_lost(self.level)
         parking, row = self._board.parking, self._index
         parking.start_waiting(row)
         try:
@@ -590,7 +600,10 @@ class Nest:
         if self._roused or (future is not None and future._state != PENDING):
             self._roused = False
             return True
-        if self._cells.ended() != self._seen:
+        level = self.level
+        if self._cells.ended() != self._seen or (
+            level is not None and self._newest_private(level, is_high=level.index >= self._steal_below)
+        ):
             return True
         return self._may_steal() and any(
             not spawn.is_empty() for spawn in self._others or self._find_others()
@@ -696,14 +709,32 @@ class Nest:
             self._settle(child, result)
             return True
         except BaseException as exc:
-            if child is not None and child.state == RUNNING:
-                child.policy = NO_POLICY
-                self._settle(child, caught(exc))
+            if child is not None and child.state != ENDED:
+                self._interrupted(child, exc)
             raise
         finally:
             self.level = level
             if words[claim]:
                 self._let_go(level, claim)
+
+    def _interrupted(self, child: Child, error: BaseException) -> None:
+        """An exception in code of ours has ended a child, or kept it from beginning."""
+        if child.state == RUNNING:
+            child.policy = NO_POLICY
+            self._settle(child, caught(error))
+        else:
+            self._withdraw(child)
+            self._find_lost(child.level)
+
+    def _find_lost(self, level: Level) -> None:
+        """Take up again what an exception has lost between two places."""
+        later = [child for _, child in self._later]
+        for child in list(level.open):
+            if child.future.done():
+                self._forget(child)
+            elif child.state in (PRIVATE, LATER) and child not in later and child not in self._overflow:
+                child.state = PRIVATE
+                self._overflow.append(child)
 
     def _let_go(self, level: Level, claim: int) -> None:
         """The child that is claimed has ended, or an exception has come before it began."""
@@ -744,6 +775,8 @@ class Nest:
             self.answer(word, result)
             words[row.runs] += 1
         except BaseException as exc:
+            if self._board.cells[spawner_of(word)].read(cell_of(word), word) is None:
+                self._board.blocks.free_owned(word | RESULT)
             self.answer(word, caught(exc))
             raise
         finally:
@@ -769,6 +802,7 @@ class Nest:
             self._end_children(self.level, wait=wait, cancel=cancel)
 
     def _end_children(self, level: Level, *, wait: bool, cancel: bool) -> None:
+        self._find_lost(level)
         futures = [child.future for child in level.open]
         if cancel:
             for future in futures:
@@ -864,25 +898,29 @@ class Nest:
         return found
 
     def _hear(self, child: Child, ending: Ending) -> None:
-        """A child of ours has ended elsewhere."""
-        handle = None
-        if ending.status == CELL_VALUE:
-            result = decode_outcome(ending.payload)
-        elif ending.status == CELL_IN_BLOCK:
-            handle = Handle.unpack(ending.payload)
+        """A child of ours has ended elsewhere.  Interrupted anywhere, this may be repeated.
+
+        A result's block is given back before its cell: a death in between finds the handle in the cell, once more.
+        """
+        handle = Handle.unpack(ending.payload) if ending.status == CELL_IN_BLOCK else None
+        if child.heard is not None:
+            pass
+        elif handle is not None:
             meta, *buffers = self._board.blocks.load(handle)
-            result = decode_outcome(meta, buffers)
+            child.heard = decode_outcome(meta, buffers)
+        elif ending.status == CELL_VALUE:
+            child.heard = decode_outcome(ending.payload)
         elif ending.status == CELL_NEVER_BEGUN and child.reposts < MAX_REPOSTS:
-            child.reposts += 1
             self._withdraw(child)
+            child.reposts += 1
             self._overflow.append(child)
             self._refill()
             return
         else:
-            result = Error(_error_of(child, ending), "")
-        self._settle(child, result, died=ending.status == CELL_DIED)
+            child.heard = Error(_error_of(child, ending), "")
         if handle is not None:
             self._board.blocks.free(handle)
+        self._settle(child, child.heard, died=ending.status == CELL_DIED)
 
     def _settle(self, child: Child, result: Value | Error, *, died: bool = False) -> None:
         """Give the future its outcome, unless the child is to be tried again."""
@@ -910,8 +948,9 @@ class Nest:
             return False
         delay = policy.delay(failures, random.Random())
         with self._lock:
-            child.failures = (*child.failures, error)
             self._withdraw(child)
+            child.failures = (*child.failures, error)
+            child.heard = None
             child.state = LATER
             self._later.append((time.monotonic() + delay, child))
         return True
@@ -929,13 +968,13 @@ class Nest:
         return bool(due)
 
     def _forget(self, child: Child) -> None:
-        """The child is settled or cancelled: give back what it had."""
+        """The child is settled or cancelled: give back what it had.  May be repeated."""
+        if child.block is not None:
+            self._board.blocks.free(child.block)
+            child.block = None
         self._withdraw(child)
         child.state = ENDED
-        block, child.block = child.block, None
-        if block is not None:
-            self._board.blocks.free(block)
-        child.future.child = child.keep = child.args = None
+        child.future.child = child.keep = child.args = child.heard = None
         child.payload = b""
         child.level.open.pop(child, None)
 
@@ -963,8 +1002,11 @@ class Nest:
         elif child.state == LATER:
             with self._lock:
                 self._later = [later for later in self._later if later[1] is not child]
-        elif child.state == PRIVATE and child in self._overflow:
-            self._overflow.remove(child)
+        elif child.state == PRIVATE:
+            try:
+                self._overflow.remove(child)
+            except ValueError:
+                return False
         else:
             return False
         return self._cancelled(child)
