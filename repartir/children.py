@@ -52,6 +52,7 @@ from repartir.shm.layout import (
     cell_of,
     child_word,
     owner_of_arguments,
+    owner_of_functions,
     spawner_of,
 )
 
@@ -334,7 +335,7 @@ class Nest:
         ref = table.encode(fn)
         if not ref.head:
             parts = parts_of(ref.blob)
-            handle = self._board.blocks.store(parts, owner_of_arguments(self._index))
+            handle = self._board.blocks.store(parts, owner_of_functions(self._index))
             if handle is None:
                 raise SharedMemoryFull(
                     f"no room in shared memory for function {getattr(fn, '__qualname__', fn)!r}"

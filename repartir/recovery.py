@@ -16,6 +16,7 @@ from repartir.shm.layout import (
     CHILD,
     cell_of,
     owner_of_arguments,
+    owner_of_functions,
     spawner_of,
 )
 
@@ -50,7 +51,7 @@ def orphan_children(board: Board, at: int) -> None:
     for ending in board.cells[at].clear():
         if ending.status == CELL_IN_BLOCK:
             board.blocks.free(Handle.unpack(ending.payload))
-    board.blocks.free_owned(owner_of_arguments(at))
+    board.blocks.free_owned(owner_of_arguments(at), owner_of_functions(at))
 
 
 def descends(board: Board, word: int, root: int) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from repartir.shm.arena import FUNCTION_OWNER, KEPT, RESULT, Arena, Handle
+from repartir.shm.layout import owner_of_functions, spawner_of
 from repartir.shm.parts import Storable
 from repartir.shm.segment import Segment
 
@@ -146,7 +147,8 @@ class BlockStore:
 def _usage(arena: Arena) -> Usage:
     held = [[0, 0], [0, 0], [0, 0], [0, 0]]
     for owner, (count, size) in arena.owners().items():
-        kind = 1 if owner & RESULT else 2 if owner & KEPT else 3 if owner == FUNCTION_OWNER else 0
+        is_function = owner in (FUNCTION_OWNER, owner_of_functions(spawner_of(owner)))
+        kind = 1 if owner & RESULT else 2 if owner & KEPT else 3 if is_function else 0
         held[kind][0] += count
         held[kind][1] += size
     return Usage(*((count, size) for count, size in held))

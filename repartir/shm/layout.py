@@ -122,8 +122,13 @@ def cell_of(word: int) -> int:
 
 
 def owner_of_arguments(row: int) -> int:
-    """Owner word of blocks that hold arguments, and functions, of children that the member of this row has posted."""
+    """Owner word of blocks that hold arguments of children that the member of this row has posted."""
     return child_word(row, 0, 0)
+
+
+def owner_of_functions(row: int) -> int:
+    """Owner word of blocks that hold functions of children that the member of this row has posted."""
+    return child_word(row, NO_CELL, 0)
 
 
 def _round_up(size: int, to: int) -> int:
