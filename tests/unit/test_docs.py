@@ -12,7 +12,7 @@ from repartir import states
 from tests.helpers import module_main
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/tutorial.md", "docs/howto/arrays.md")
+PAGES = ("README.md", "docs/tutorial.md", "docs/howto/arrays.md", "docs/howto/nested.md")
 EXAMPLES = [
     pytest.param(block.group(1), id=f"{page}:{text[: block.start()].count(chr(10)) + 1}")
     for page in PAGES
