@@ -63,6 +63,7 @@ FRAMES_A_LEVEL = 12
 """Python frames of ours between the call of a task and that of a child which is run while the task waits for it."""
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _ELSEWHERE_S = 0.01
+_MOST_INTERRUPTIONS = 100  # more are no interruptions, but an error of ours
 _are_atoms = ATOMS.issuperset
 _dumps = pickle.dumps
 _INTERRUPTED = bytes(8) + b"an interruption"
@@ -815,12 +816,16 @@ class Nest:
     def _join_all(self, level: Level, result: Value | Error) -> Value | Error:
         """The task of ``level`` has returned or raised.  It ends when its children have: after an error they are
         cancelled, unless somebody has begun them."""
+        interruptions = 0
         while level.open:
             try:
                 self._end_children(level, wait=True, cancel=isinstance(result, Error))
             except InternalError:
                 raise
-            except BaseException as exc:  # noqa: BLE001 - what a signal handler raises ends the task
+            except BaseException as exc:  # what a signal handler raises ends the task
+                interruptions += 1
+                if interruptions > _MOST_INTERRUPTIONS:
+                    raise InternalError("the children of a task cannot be ended") from exc
                 result = caught(exc)
         return result
 

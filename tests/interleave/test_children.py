@@ -24,7 +24,7 @@ from repartir.shm.arena import RESULT, Handle
 from repartir.shm.board import Board
 from repartir.shm.cells import CellTable
 from repartir.shm.layout import CELL_IN_BLOCK, IN_BLOCK, task_word
-from tests.interleave.explorer import Interrupted, Plan, ScheduleError, World, explore
+from tests.interleave.explorer import Abandoned, Interrupted, Killed, Plan, ScheduleError, World, explore
 from tests.interleave.ring import make_board, on_fake_parts
 
 ROOT = task_word(1, 1)
@@ -52,6 +52,13 @@ class FakeNest(Nest):
             assert self._place(child, child.payload, [bytes([task]) * 300])
         self._enter(child)
         return future
+
+    def _end_children(self, level: Level, *, wait: bool, cancel: bool) -> None:
+        """The explorer's own exceptions are none that a task is to survive."""
+        try:
+            super()._end_children(level, wait=wait, cancel=cancel)
+        except (Killed, Abandoned) as exc:
+            raise InternalError from exc
 
     def _call(self, payload: bytes, flags: int, level: Level | None = None) -> Value | Error:
         task = payload[0]
@@ -103,7 +110,10 @@ class Family:
                 nest.wait_for(future, None)
         except Interrupted as exc:
             result = caught(exc)
-        self.told = nest.end_bottom(result)
+        try:
+            self.told = nest.end_bottom(result)
+        except InternalError as exc:
+            raise exc.__cause__ or exc from None
         board.words[row.claim] = 0
 
     def thief(self) -> None:
