@@ -349,9 +349,11 @@ class Worker:
     def _pass_on(self) -> None:
         """A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever
         leaves its rest with a task wakes the next for what is left."""
-        if self._board.parking.anyone_idle() and self._hinted():
-            self._board.parking.wake()
-        else:
+        parking = self._board.parking
+        if parking.anyone_idle():
+            if self._hinted():
+                parking.wake()
+        elif parking.anyone_waits():
             self.nest.pass_on()
 
     def _spin(self) -> Entry | None:

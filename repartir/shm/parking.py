@@ -88,13 +88,17 @@ class ParkingLot:
     def is_idle(self, row: int) -> bool:
         return bool(self._words[H_IDLE_MASK_W + row // 64] >> row % 64 & 1)
 
-    def anyone_helps(self) -> bool:
-        """The same for who has pushed a child: members that wait for one take others' children meanwhile."""
+    def anyone_waits(self) -> bool:
+        """The same for members that wait for a child: they take others' children meanwhile."""
         words = self._words
         for mask in self._wait:
             if words[mask]:
                 return True
-        return self.anyone_idle()
+        return False
+
+    def anyone_helps(self) -> bool:
+        """Whether there is somebody to wake for a child."""
+        return self.anyone_idle() or self.anyone_waits()
 
     def is_waiting(self, row: int) -> bool:
         return bool(self._words[H_WAIT_MASK_W + row // 64] >> row % 64 & 1)

@@ -192,7 +192,7 @@ def family(
 BOTH = ("spawner", "thief")
 
 
-@pytest.mark.parametrize("stolen", [False, True])
+@pytest.mark.parametrize("stolen", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_preemptions(stolen: bool) -> None:
     assert explore(functools.partial(family, tasks=(1,), stolen=stolen), preemptions=2) > 500
 
@@ -272,7 +272,7 @@ class Overwrites(CellTable):
     ("kind", "cells", "preemptions", "faults", "harm"),
     [
         (SeesBeforeTheLock, None, 2, 0, "waits for ever"),
-        (KeepsWhatNobodyWants, None, 1, 1, "blocks are left"),
+        pytest.param(KeepsWhatNobodyWants, None, 1, 1, "blocks are left", marks=pytest.mark.slow),
         (FakeNest, Overwrites, 0, 1, "is left"),
     ],
 )
