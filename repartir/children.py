@@ -124,6 +124,13 @@ class ChildFuture(Future[Any]):
         finally:
             self = None  # type: ignore[assignment]  # break the cycle through the traceback
 
+    def done(self) -> bool:
+        """Whether the child has ended.  Nobody begins it for being asked: a program that only asks should wait."""
+        nest = self._driver
+        if self._state == PENDING and isinstance(nest, Nest):
+            nest.hear()
+        return super().done()
+
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call ``fn`` when the child has ended, for which this waits: nobody else would notice."""
         if self._driver is not None and not self.done():
@@ -407,10 +414,12 @@ class Nest:
     def _withdraw(self, child: Child) -> None:
         """Nobody else has this child or will have it."""
         if child.word in self._queued:
-            cell = cell_of(child.word)
-            self._cells.release(cell)
-            del self._queued[child.word]
-            self._free.append(cell)
+            with self._lock:
+                if child.word in self._queued:
+                    cell = cell_of(child.word)
+                    self._cells.release(cell)
+                    del self._queued[child.word]
+                    self._free.append(cell)
         child.state = PRIVATE
 
     def _refill(self) -> None:
@@ -432,9 +441,10 @@ class Nest:
             assert isinstance(future, ChildFuture)
             return self._wait_elsewhere(future.done, until, future)
         while future._state == PENDING:
+            if until is not None and time.monotonic() >= until:
+                self.hear()
+                break
             if not self._work(future):
-                if until is not None and time.monotonic() >= until:
-                    break
                 self._pause(future, until)
         if self._owes:
             self.pass_on()
@@ -456,13 +466,19 @@ class Nest:
         if threading.get_ident() != self._main:
             return self._wait_elsewhere(done, until, None)
         while not done():
+            if until is not None and time.monotonic() >= until:
+                self.hear()
+                break
             if not self._work(None):
-                if until is not None and time.monotonic() >= until:
-                    break
                 self._pause(None, until)
         if self._owes:
             self.pass_on()
         return None
+
+    def hear(self) -> None:
+        """Settle what has come, without waiting for anything."""
+        if threading.get_ident() == self._main and self._words[self._ended_word] != self._seen:
+            self._collect()
 
     def rouse(self) -> None:
         """Something has happened that the main thread may wait for."""
@@ -625,7 +641,8 @@ class Nest:
     def pass_on(self) -> None:
         """Whoever was woken for a child and goes on without it, or took one of several, wakes the next."""
         self._owes = False
-        if self._board.parking.anyone_helps() and any(spawn.size_hint() for spawn in self._others):
+        others = self._others or self._find_others()
+        if self._board.parking.anyone_helps() and any(spawn.size_hint() for spawn in others):
             self._board.parking.wake_helper()
 
     def _wait_elsewhere(
@@ -732,7 +749,7 @@ class Nest:
         """Take up again what an exception has lost between two places."""
         later = [child for _, child in self._later]
         for child in list(level.open):
-            if child.future.done():
+            if child.future._state != PENDING:
                 self._forget(child)
             elif child.state in (PRIVATE, LATER) and child not in later and child not in self._overflow:
                 child.state = PRIVATE
