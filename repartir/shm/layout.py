@@ -26,7 +26,7 @@ H_PARKING_LOCK = 64  # byte offset
 H_PARKING_DIRTY_W = 16
 H_IDLE_MASK_W = 24  # one bit a row, 64 rows a word
 H_SPIN_MASK_W = 40
-H_WAIT_MASK_W = 56
+H_WAIT_MASK_W = 64
 MAX_ROWS = (H_SPIN_MASK_W - H_IDLE_MASK_W) * 64
 
 ROW_BYTES = 256
