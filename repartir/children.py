@@ -43,6 +43,7 @@ from repartir.shm.layout import (
     CELL_NEVER_BEGUN,
     CELL_NO_ROOM,
     CELL_PAYLOAD_BYTES,
+    CELL_SHIFT,
     CELL_VALUE,
     DEPTH_MASK,
     DEPTH_SHIFT,
@@ -61,6 +62,8 @@ MAX_REPOSTS = 3
 SPIN_S = 60e-6
 FRAMES_A_LEVEL = 12
 """Python frames of ours between the call of a task and that of a child which is run while the task waits for it."""
+RAISE_EVERY = 8
+"""The recursion limit is raised for so many levels at a time."""
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _ELSEWHERE_S = 0.01
 _MOST_INTERRUPTIONS = 100  # more are no interruptions, but an error of ours
@@ -168,26 +171,24 @@ class _WorkingEvent(threading.Event):
 
 
 class Child:
-    """A task that a task of this process has submitted, until it is settled."""
+    """A task that a task of this process has submitted, until it is settled.
 
-    __slots__ = (
-        "args",
-        "block",
-        "failures",
-        "flags",
-        "future",
-        "heard",
-        "keep",
-        "key",
-        "level",
-        "name",
-        "payload",
-        "policy",
-        "position",
-        "reposts",
-        "state",
-        "word",
-    )
+    What most children never change is the class's, which makes one in half the time.
+    """
+
+    word = 0
+    position = -1
+    state = PRIVATE
+    key = 0
+    keep: object = None
+    args: tuple[Any, ...] | None = None
+    """The arguments themselves, where a copy is the same."""
+    payload = b""
+    block: Handle | None = None
+    reposts = 0
+    failures: tuple[BaseException, ...] = ()
+    heard: Value | Error | None = None
+    """What has come from elsewhere, until the child is settled with it."""
 
     def __init__(self, future: ChildFuture, level: Level, flags: int, policy: Policy, name: object) -> None:
         self.future = future
@@ -195,19 +196,6 @@ class Child:
         self.flags = flags
         self.policy = policy
         self.name = name
-        self.word = 0
-        self.position = -1
-        self.state = PRIVATE
-        self.key = 0
-        self.keep: object = None
-        self.args: tuple[Any, ...] | None = None
-        """The arguments themselves, where a copy is the same."""
-        self.payload = b""
-        self.block: Handle | None = None
-        self.reposts = 0
-        self.failures: tuple[BaseException, ...] = ()
-        self.heard: Value | Error | None = None
-        """What has come from elsewhere, until the child is settled with it."""
 
     @property
     def title(self) -> str:
@@ -256,6 +244,8 @@ class Nest:
         self._lock = threading.RLock()
         """Held while what has come is settled: by the main thread, or another that waits."""
         self._ended_word = self._cells.ended_word
+        self._counter = self._cells.counter
+        self._first_word = child_word(index, 0, 0)
         self._seen = 0
         self._owes = False
         """Somebody woke this member for a child that it has not taken."""
@@ -406,10 +396,9 @@ class Nest:
         return True
 
     def _new_word(self, cell: int) -> int:
-        words, counter = self._words, self._cells.counter
-        count = words[counter] + 1
-        words[counter] = count
-        return child_word(self._index, cell, count)
+        words, counter = self._words, self._counter
+        words[counter] = count = words[counter] + 1
+        return self._first_word | cell << CELL_SHIFT | count
 
     def _withdraw(self, child: Child) -> None:
         """Nobody else has this child or will have it."""
@@ -695,8 +684,11 @@ class Nest:
                 if entry is None:
                     return False
                 child = self._queued[entry[0]]
-                words[self._row.started] = child.word
-                self._withdraw(child)
+                words[self._row.started] = word = child.word
+                cell = word >> CELL_SHIFT & NO_CELL
+                self._cells.release(cell)
+                del self._queued[word]
+                self._free.append(cell)
             else:
                 child.word = words[claim] = self._new_word(NO_CELL)
                 words[self._row.started] = child.word
@@ -705,7 +697,9 @@ class Nest:
             self.level = mine = Level(
                 child.word, level.origin, level.index + 1, child.level.depth + 1, child.payload[:HEAD_BYTES]
             )
-            sys.setrecursionlimit(sys.getrecursionlimit() + FRAMES_A_LEVEL)
+            frames = 0 if mine.index % RAISE_EVERY else RAISE_EVERY * FRAMES_A_LEVEL
+            if frames:
+                sys.setrecursionlimit(sys.getrecursionlimit() + frames)
             result: Value | Error
             try:
                 if child.args is None:
@@ -718,14 +712,18 @@ class Nest:
                 exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
                 result = caught(exc)
             finally:
-                sys.setrecursionlimit(sys.getrecursionlimit() - FRAMES_A_LEVEL)
+                if frames:
+                    sys.setrecursionlimit(sys.getrecursionlimit() - frames)
             if self._main < 0:
                 os._exit(0)  # the child has forked, and this is what it has forked
             if mine.open:
                 result = self._join_all(mine, result)
             if type(result) is not Value or type(result.value) not in ATOMS:
                 result = _copied(result, self._threshold)
-            self._settle(child, result)
+            if type(result) is Value and child.future.settle_alone(result.value, None):
+                self._forget(child)
+            else:
+                self._settle(child, result)
             return True
         except BaseException as exc:
             if child is not None and child.state != ENDED:
@@ -995,11 +993,12 @@ class Nest:
         if child.block is not None:
             self._board.blocks.free(child.block)
             child.block = None
-        self._withdraw(child)
+        if child.word in self._queued:
+            self._withdraw(child)
         child.state = ENDED
-        child.future.child = child.keep = child.args = child.heard = None
-        child.payload = b""
         child.level.open.pop(child, None)
+        child.future.child = None
+        child.keep = child.args = child.heard = None
 
     def _sweep(self) -> None:
         """Give back the blocks of functions that are garbage."""

@@ -100,15 +100,15 @@ def task_word(task_id: int, attempt: int) -> int:
 
 CHILD = 1 << 61
 """Set in the word of a task that a task has submitted.  The words of the client's tasks are smaller."""
-_ROW_SHIFT, _CELL_SHIFT = 51, 43
+_ROW_SHIFT, CELL_SHIFT = 51, 43
 NO_CELL = 0xFF
 """In place of a cell, where none was free: nobody else learns of this child."""
-COUNTER_MASK = (1 << _CELL_SHIFT) - 1
+COUNTER_MASK = (1 << CELL_SHIFT) - 1
 
 
 def child_word(row: int, cell: int, counter: int) -> int:
     """The word of a child: who waits for it, in which cell of that row its result belongs, and a number not used before."""
-    return CHILD | row << _ROW_SHIFT | cell << _CELL_SHIFT | counter & COUNTER_MASK
+    return CHILD | row << _ROW_SHIFT | cell << CELL_SHIFT | counter & COUNTER_MASK
 
 
 def spawner_of(word: int) -> int:
@@ -118,7 +118,7 @@ def spawner_of(word: int) -> int:
 
 def cell_of(word: int) -> int:
     """The cell for the child's result."""
-    return word >> _CELL_SHIFT & 0xFF
+    return word >> CELL_SHIFT & 0xFF
 
 
 def owner_of_arguments(row: int) -> int:

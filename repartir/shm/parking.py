@@ -98,7 +98,14 @@ class ParkingLot:
 
     def anyone_helps(self) -> bool:
         """Whether there is somebody to wake for a child."""
-        return self.anyone_idle() or self.anyone_waits()
+        words = self._words
+        for mask in self._idle:
+            if words[mask]:
+                return True
+        for mask in self._wait:
+            if words[mask]:
+                return True
+        return False
 
     def is_waiting(self, row: int) -> bool:
         return bool(self._words[H_WAIT_MASK_W + row // 64] >> row % 64 & 1)
