@@ -17,6 +17,7 @@ NAMES = (
     "latency",
     "map_noops",
     "efficiency",
+    "nested",
     "main_functions",
     "main_global",
     "startup",

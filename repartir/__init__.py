@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from repartir import shared
     from repartir.errors import (
         MemoryLimitExceeded,
+        NestingTooDeep,
         PoisonTask,
         RepartirError,
         SharedMemoryFull,
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     )
     from repartir.executor import Executor
     from repartir.future import Future
-    from repartir.serial import SerialExecutor, current_executor, worker_state
+    from repartir.nested import current_executor
+    from repartir.serial import SerialExecutor, worker_state
     from repartir.shared import SharedArray
 
 __version__ = "0.1.0"
@@ -24,6 +26,7 @@ __all__ = [
     "Executor",
     "Future",
     "MemoryLimitExceeded",
+    "NestingTooDeep",
     "PoisonTask",
     "RepartirError",
     "SerialExecutor",
@@ -43,7 +46,7 @@ _HOMES = {
     "Future": "future",
     "SerialExecutor": "serial",
     "SharedArray": "shared",
-    "current_executor": "serial",
+    "current_executor": "nested",
     "worker_state": "serial",
 }
 

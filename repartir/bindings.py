@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 _builtins: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OwnedGlobals:
+class OwnedGlobals(NamedTuple):
     """``names`` of the module namespace ``namespace`` that functions do not bring along."""
 
     namespace: dict[str, Any]

@@ -33,6 +33,7 @@ from repartir.members import Members
 from repartir.pump import CANCELLED, KEPT_S, Pump, TaskFuture, TaskRecord
 from repartir.shm.blocks import NOTHING
 from repartir.shm.board import Board, BoardClosed, ClientSleep, Kind
+from repartir.shm.layout import CHILD
 from repartir.shm.segment import freed_listeners
 from repartir.stacks import StackFile
 from repartir.stats import ExecutorStats, shared_bytes
@@ -205,12 +206,15 @@ class Broker:
         return not self._ended and self.pump.is_taken(future)
 
     def counts(self) -> tuple[int, int]:
-        """Tasks that run now, and tasks that wait."""
+        """Tasks that run now, one a member, and tasks that wait, those among them that tasks have submitted."""
         try:
-            running = sum(1 for row in self.board.rows if self.board.words[row.claim])
+            words = self.board.words
+            claims = [claim for row in self.board.rows if (claim := words[row.claim])]
+            nested = sum(max(0, spawn.size_hint()) for spawn in self.board.spawns)
         except BoardClosed:
-            running = 0
-        return running, max(0, sum(map(_tasks_of, self.pump.unsettled())) - running)
+            claims, nested = [], 0
+        ours = sum(not claim & CHILD for claim in claims)
+        return len(claims), nested + max(0, sum(map(_tasks_of, self.pump.unsettled())) - ours)
 
     def held(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Blocks in use and the bytes in them: in shared memory, and in a file.
@@ -255,11 +259,14 @@ class Broker:
         for row, file in enumerate(list(self._stacks)):
             with contextlib.suppress(BoardClosed):
                 words, places = self.board.words, self.board.rows[row]
+                claim = words[places.claim]
                 if not words[places.pid]:
                     write(f"\nworker {row}: it has no process now\n")
                     continue
-                record = self.pump.ledger.claimant(words[places.claim])
-                task = "without a task" if record is None else f"at task {record.title!r}"
+                record = self.pump.ledger.claimant(claim)
+                task = "at a task of a task" if claim & CHILD else "without a task"
+                if record is not None:
+                    task = f"at task {record.title!r}"
                 told = file.of_member(functools.partial(self._supervisor.dump, row), _STACK_S)
                 write(
                     f"\nworker {row}, process {words[places.pid]}, {task}:\n{told or 'it does not answer'}\n"

@@ -10,8 +10,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 AUTO = "auto"
 VARIABLES = (
@@ -32,8 +31,7 @@ _MOST_DIGITS = 6
 _NODES = "/sys/devices/system/node"
 
 
-@dataclass(frozen=True, slots=True)
-class CoreShare:
+class CoreShare(NamedTuple):
     """One worker's share of the cores.
 
     Attributes:

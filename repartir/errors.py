@@ -5,6 +5,7 @@
     │   └── PoisonTask              a task that killed every worker that took it up
     ├── TaskTimeout                 also TimeoutError: a task was stopped, not only waited for too long
     ├── MemoryLimitExceeded         also MemoryError: a task was stopped because its worker took too much memory
+    ├── NestingTooDeep              also RecursionError: tasks submitted tasks that submitted tasks, and so on
     ├── SharedMemoryFull            also MemoryError
     ├── TaskNotSerializable         also pickle.PicklingError, TypeError
     │   └── UseAfterFreeError       also ValueError: a task refers to something shared that was freed
@@ -24,6 +25,7 @@ __all__ = [
     "FreedError",
     "InternalError",
     "MemoryLimitExceeded",
+    "NestingTooDeep",
     "PoisonTask",
     "RepartirError",
     "SharedMemoryFull",
@@ -88,6 +90,10 @@ class MemoryLimitExceeded(RepartirError, MemoryError):
         self.task = task
         self.used = used
         self.limit = limit
+
+
+class NestingTooDeep(RepartirError, RecursionError):
+    """A task that stands as deep in a tree of tasks as is possible submitted another."""
 
 
 class SharedMemoryFull(RepartirError, MemoryError):

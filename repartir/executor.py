@@ -30,9 +30,10 @@ from repartir.future import Future
 from repartir.inherited import snapshot_inherited
 from repartir.ledger import name_of
 from repartir.mapjob import MapJob
+from repartir.nested import current_executor
 from repartir.policy import NO_POLICY, UNSET, Backoff, Policy
 from repartir.progress import Told, reporter
-from repartir.serial import SerialExecutor, current_executor, share
+from repartir.serial import SerialExecutor, share
 from repartir.shm.board import BoardClosed
 from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
 from repartir.stats import ExecutorStats, in_words

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from repartir.policy import NO_POLICY, Policy
@@ -144,15 +143,13 @@ def name_of(function: object) -> str:
     return name[:_LONGEST_NAME] if isinstance(name, str) else type(function).__qualname__
 
 
-@dataclass(frozen=True, slots=True)
-class Repost(Generic[F]):
+class Repost(NamedTuple, Generic[F]):
     """Put the task into a deque again."""
 
     record: Record[F]
 
 
-@dataclass(frozen=True, slots=True)
-class Died(Generic[F]):
+class Died(NamedTuple, Generic[F]):
     """Its member died in the task (``begun``), or for the last time before it."""
 
     record: Record[F]

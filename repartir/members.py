@@ -14,9 +14,19 @@ from repartir.batches import Failed, batch_bytes
 from repartir.ledger import MAX_REPOSTS, Repost
 from repartir.payloads import items_of
 from repartir.pump import Pump, TaskRecord
+from repartir.recovery import condemn_descendants, has_begun, judge_children, orphan_children
 from repartir.shm.arena import KEPT, RESULT, UNSENT
 from repartir.shm.board import MemberState
-from repartir.shm.layout import ATTEMPT_BITS, FOLD, MEMBER_BROKEN, MEMBER_LOG, MEMBER_READY, RANGE, SIZE_MASK
+from repartir.shm.layout import (
+    ATTEMPT_BITS,
+    CHILD,
+    FOLD,
+    MEMBER_BROKEN,
+    MEMBER_LOG,
+    MEMBER_READY,
+    RANGE,
+    SIZE_MASK,
+)
 from repartir.supervisor import STARTS, MemberExited, Supervisor, describe_exit
 
 MOST_STARTS = 20
@@ -136,18 +146,25 @@ class Members:
         """A task that had not begun goes back into a deque; one that had begun fails or is tried again."""
         board, pump = self._board, self._pump
         row = board.rows[at]
-        claim, started = board.words[row.claim], board.words[row.started]
+        claims, started = board.stacks[at].tasks(), board.words[row.started]
+        if claims and board.words[row.condemned] == claims[0]:
+            for other in condemn_descendants(board, at, claims[0]):
+                self._supervisor.kill(other)
+        judge_children(board, at, claims, started, exit_code, describe_exit(exit_code))
+        orphan_children(board, at)
         expected = self._is_expected(at)
-        held = pump.ledger.records.get(claim >> ATTEMPT_BITS)
+        claim = claims[0] if claims else 0
+        begun = claim if claims and has_begun(claims, 0, started) else 0
+        held = None if claim & CHILD else pump.ledger.records.get(claim >> ATTEMPT_BITS)
         if held is not None and held.flags & RANGE:
-            self._judge_range(at, held, begun=claim == started, expected=expected, exit_code=exit_code)
+            self._judge_range(at, held, begun=begun == claim, expected=expected, exit_code=exit_code)
             claim = 0
-        for action in pump.ledger.member_died([claim], started, expected=expected):
+        for action in pump.ledger.member_died([claim], begun, expected=expected):
             if isinstance(action, Repost):
                 pump.repost(action.record, lost=not expected)
             else:
                 self._attempts.died(action.record, exit_code, begun=action.begun)
-        if claim and not pump.has_view_of(claim):
+        if claim and not claim & CHILD and not pump.has_view_of(claim):
             board.blocks.free_owned(claim | RESULT)
         board.blocks.free_owned(KEPT | at)
         board.blocks.free_owned(UNSENT | at)

@@ -18,8 +18,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from repartir import optional
 from repartir.codec import decode, encode_value, parts_of, raw
@@ -50,8 +49,7 @@ class Operation(enum.IntEnum):
     DUMP = 5
 
 
-@dataclass(frozen=True, slots=True)
-class NurserySettings:
+class NurserySettings(NamedTuple):
     """How members are to be made.  ``run`` is called in each with its row; ``start_method`` gives the processes' names;
     ``prepare`` is called before the first is made, for what they are to inherit."""
 
@@ -220,8 +218,7 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
     leave(code)
 
 
-@dataclass(frozen=True, slots=True)
-class FreshStart:
+class FreshStart(NamedTuple):
     """What a nursery in a fresh interpreter needs to know of the client.  The main module is not imported there."""
 
     client_pid: int

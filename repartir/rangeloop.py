@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from repartir import outcome
 from repartir.batches import COLUMNS, KINDS, PICKLED, PLAIN, batch_bytes, pickled, plain
+from repartir.children import Nest
 from repartir.codec import ATOMS, Part, join_parts, parts_of
 from repartir.pages import PagedItems
 from repartir.payloads import HEAD_BYTES, PIECE, RANGE, SPAN
@@ -38,6 +39,7 @@ class Host(Protocol):
 
     is_copy: bool
     """This process is a child that a task has forked, and nobody's worker."""
+    nest: Nest
 
     def function(self, payload: bytes) -> Callable[..., Any]: ...
 
@@ -58,6 +60,7 @@ class RangeLoop:
         self._blocks = board.blocks
         self._row = board.rows[index]
         self._host = host
+        self._nest = host.nest
         self._threshold = threshold
         self._piece_bytes = piece_bytes
         self._word = 0
@@ -93,6 +96,7 @@ class RangeLoop:
                 self._whole, most = (first, end), _ALL
         if hand.has_rest():
             self._host.pass_on()
+        self._nest.called = payload
         try:
             fn = self._host.function(payload)
             items = PagedItems(self._blocks.peek(Handle.unpack(payload[HEAD_BYTES + RANGE.size :])))
@@ -163,7 +167,7 @@ class RangeLoop:
 
     def _serve(self, fn: Callable[..., Any], items: Sequence[Any], first: int, star: int) -> None:
         """Call ``fn`` for each item; what it answers is in shared memory before the next item begins."""
-        words, word, host = self._words, self._hand.bytes_word, self._host
+        words, word, host, nest = self._words, self._hand.bytes_word, self._host, self._nest
         of_type, column, kind = self._of_type, self._column, self._kind
         count, room = words[word] & SIZE_MASK, self._column_room
         for index, item in enumerate(items, first):
@@ -172,12 +176,15 @@ class RangeLoop:
             except BaseException as exc:  # noqa: BLE001 - the item's own
                 if host.is_copy:
                     os._exit(0)
-                self._flush(index)
-                self._answer_error(index, 1, _without_a_frame(exc))
+                self._answer_outcome(index, 1, _without_a_frame(exc))
                 count = 0
                 continue
             if host.is_copy:
                 os._exit(0)
+            if nest.level is not None:
+                self._answer_outcome(index, 1, outcome.Value(value))
+                count = 0
+                continue
             if type(value) is of_type and count < room:
                 try:
                     if column is not None:
@@ -243,9 +250,12 @@ class RangeLoop:
             if self._host.is_copy:
                 os._exit(0)
             begins, self._is_folding = self._words[self._hand.first_word], False
-            return self._answer_error(begins, first + len(items) - begins, _without_a_frame(exc))
+            return self._answer_outcome(begins, first + len(items) - begins, _without_a_frame(exc))
         if self._host.is_copy:
             os._exit(0)
+        if self._nest.level is not None:
+            begins, self._is_folding = self._words[self._hand.first_word], False
+            return self._answer_outcome(begins, first + len(items) - begins, outcome.Value(value))
         self._folded, self._is_folding = value, True
 
     # ---- the answers
@@ -265,6 +275,15 @@ class RangeLoop:
             words[hand.bytes_word] = 0
             words[hand.first_word] = end
         return None
+
+    def _answer_outcome(self, first: int, count: int, result: outcome.Value | outcome.Error) -> None:
+        """Send the outcome of items by itself, once the children that they have submitted have ended."""
+        if not self._is_folding:
+            self._flush(first)
+        result = self._nest.end_bottom(result)
+        body = outcome.encode_outcome(result, self._threshold)
+        result.forget()
+        self._answer_item(first, count, body)
 
     def _answer_error(self, first: int, count: int, error: outcome.Error) -> None:
         body = outcome.encode_outcome(error, self._threshold)

@@ -1,4 +1,4 @@
-"""The same interface in this process: for debuggers, coverage and a serial baseline; and what a task may submit to."""
+"""The same interface in this process: for debuggers, coverage and a serial baseline."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Running(NamedTuple):
+class Running(NamedTuple):
     """That a serial executor runs a task, in which process (a fork has it too), and what its initializer returned."""
 
     member: worker.Worker | None
     state: Any
 
 
-_running: ContextVar[_Running | None] = ContextVar("running", default=None)
+running_in: ContextVar[Running | None] = ContextVar("running", default=None)
 
 
 class SerialExecutor(concurrent.futures.Executor):
@@ -192,7 +192,7 @@ class SerialExecutor(concurrent.futures.Executor):
     def _call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         policy = self._policy
         for failures in itertools.count(1):
-            token = _running.set(self._running())
+            token = running_in.set(self._running())
             try:
                 return call(fn, args, kwargs)
             except KeyboardInterrupt:
@@ -201,12 +201,12 @@ class SerialExecutor(concurrent.futures.Executor):
                 if not policy.retries_after(exc, failures):
                     raise
             finally:
-                _running.reset(token)
+                running_in.reset(token)
             time.sleep(policy.delay(failures, random.Random()))
         raise AssertionError("unreachable")
 
-    def _running(self) -> _Running | None:
-        return _running.get() if self is _in_task else _Running(worker.current(), self._worker_state)
+    def _running(self) -> Running | None:
+        return Running(worker.current(), self._worker_state)
 
     def _each(
         self,
@@ -283,22 +283,12 @@ def share(value: Any, *, writable: bool = False) -> Any:
     return shared.share_object(value, parts_of(encoded), needs)
 
 
-def current_executor() -> SerialExecutor:
-    """In a task: an executor for calls of its own, which run in place.  Elsewhere: ``RuntimeError``."""
-    if worker.current() is None:
-        raise RuntimeError(
-            "current_executor() works in tasks only, and a pickled Executor means the current one: "
-            "outside a task make an Executor, or pass the one you have"
-        )
-    return _in_task
-
-
 def worker_state() -> Any:
     """In a task: what the executor's ``initializer`` returned in this worker, None without one.
 
     For what tasks share that cannot be sent or is dear to make: a model, a connection.  Elsewhere: ``RuntimeError``.
     """
-    member, running = worker.current(), _running.get()
+    member, running = worker.current(), running_in.get()
     if running is not None and running.member is member:
         return running.state
     if member is None:
@@ -307,6 +297,3 @@ def worker_state() -> Any:
             "Call it in a function that is submitted"
         )
     return member.state
-
-
-_in_task = SerialExecutor()

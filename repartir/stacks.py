@@ -20,10 +20,10 @@ from repartir.shm.segment import open_unlinked, shm_dir
 
 _LARGEST = 1 << 20
 CHECK_S = 0.003
-_BELOW = re.compile(r'  File "[^"]*outcome\.py", line \d+ in capture\n(  .*\n?)*')
-_NONE_ABOVE = re.compile(
-    r'(\(most recent call first\):\n)(?=  File "[^"]*outcome\.py", line \d+ in capture\n)'
-)
+_CAPTURE = r'  File "[^"]*outcome\.py", line \d+ in capture\n'
+_BELOW = re.compile(rf"{_CAPTURE}(?!(?:  .*\n)*{_CAPTURE})(  .*\n?)*")
+"""From the oldest call of a task on: a task that waits for a child may be running another's."""
+_NONE_ABOVE = re.compile(rf"(\(most recent call first\):\n)(?={_CAPTURE})")
 SIGNAL = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
 """Makes a member write its stacks to the file.  One that programs do not use for themselves."""
 

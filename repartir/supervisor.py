@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from repartir.hygiene import quiet_parent
 from repartir.nursery import (
@@ -41,8 +41,7 @@ _sigmask = _signal.pthread_sigmask
 """That of ``signal`` is written in Python: a handler may raise in it before it has done anything."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemberExited:
+class MemberExited(NamedTuple):
     """The member of ``row`` has ended; ``status`` is what ``waitpid`` gave, ``pid`` 0 when it could not be forked."""
 
     row: int
@@ -54,8 +53,7 @@ class MemberExited:
         return os.waitstatus_to_exitcode(self.status)
 
 
-@dataclass(frozen=True, slots=True)
-class NurseryExited:
+class NurseryExited(NamedTuple):
     """The nursery is gone, and every member with it."""
 
 

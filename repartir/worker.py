@@ -13,11 +13,11 @@ import time
 import weakref
 from collections import deque as Deque  # noqa: N812 - `deque` means a task deque here
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from repartir import optional, outcome, stacks
 from repartir.bindings import publish
+from repartir.children import Nest
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.cores import UNLIMITED, CoreShare
 from repartir.functions import FunctionCache, function_of
@@ -39,6 +39,7 @@ from repartir.shm.layout import (
     ANSWER_PIECE,
     CALL_EACH,
     CALL_MANY,
+    CHILD,
     H_CLIENT_SLEEP,
     IN_BLOCK,
     MEMBER_BROKEN,
@@ -56,8 +57,7 @@ _LOG_RECORDS = 4
 """A log record may be so many times as large as an answer: there is no arena for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemberSettings:
+class MemberSettings(NamedTuple):
     """What every member of an executor is told."""
 
     initializer: Callable[..., object] | None
@@ -112,6 +112,9 @@ class Worker:
         self._victims = [deque for at in same for deque in (board.lanes[at], board.spawns[at])]
         self._hand = board.hands[index]
         self._hands = [board.hands[at] for at in same]
+        calls = {CALL_MANY: call_many, CALL_EACH: call_each}
+        self.nest = Nest(board, index, self._functions, settings.inherited, settings.out_of_band, calls)
+        """What tasks of this member submit, and children of others."""
         self._ends = [
             (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
         ] + [(hand.next_word, hand.end_word) for hand in self._hands]
@@ -176,6 +179,11 @@ class Worker:
                 break  # what is left of a range is given to others
         self._words[self._row.state] = MemberState.RETIRED
 
+    @property
+    def colleagues(self) -> int:
+        """How many members of its kind there are, this one included."""
+        return len(self._victims) // 2 + 1
+
     def find_work(self) -> Entry | None:
         """Claim a task: what is for this member alone, the newest of the own spawn deque, the oldest of the own lane, the
         oldest of another's."""
@@ -213,6 +221,9 @@ class Worker:
     def run_one(self, entry: Entry, most: int = 1) -> int:
         """Run a claimed task and answer, or of a range at most so many items (-1: all); how many were run."""
         word, payload, flags = entry
+        if word & CHILD:
+            self.nest.run_stolen(entry)
+            return 1
         if flags & RANGE:
             done = self._ranges.run(entry, most if most > 0 else 1 << 62)
             self._words[self._row.runs] += done
@@ -222,6 +233,8 @@ class Worker:
         result = self._call(payload, flags)
         if os.getpid() != self._pid:
             os._exit(0)
+        if self.nest.level is not None:
+            result = self.nest.end_bottom(result)
         self.answer(word, result, timed=flags & TIMED)
         words[row.runs] += 1
         return 1
@@ -264,6 +277,7 @@ class Worker:
             self._dead.popleft()
 
     def _call(self, payload: bytes, flags: int) -> outcome.Value | outcome.Error:
+        self.nest.called = payload
         try:
             fn = self.function(payload)
             if flags & IN_BLOCK:
@@ -405,8 +419,12 @@ class Worker:
         A poster wakes nobody for a task that a spinning member is to find, and that member takes but one: whoever leaves its
         rest with a task wakes the next for what is left.
         """
-        if self._board.parking.anyone_idle() and self._hinted():
-            self._board.parking.wake()
+        parking = self._board.parking
+        if parking.anyone_idle():
+            if self._hinted():
+                parking.wake()
+        elif parking.anyone_waits():
+            self.nest.pass_on()
 
     def _spin(self) -> Entry | None:
         clock, give_way, words, ends = time.perf_counter, os.sched_yield, self._words, self._spin_ends
@@ -440,6 +458,7 @@ class Worker:
     def after_fork(self) -> None:
         """In that child: what it writes stays its own, and Ctrl-C ends it."""
         self.is_copy = True
+        self.nest.disown()
         take_ctrl_c()
         self._board.blocks.make_private()
 

@@ -17,7 +17,7 @@ import mmap
 import os
 import struct
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.shm.layout import (
@@ -50,7 +50,7 @@ RESULT = 1 << 63
 """Set in the owner word of a block that holds a task's result (its arguments' block carries the bare task word)."""
 KEPT = 1 << 62
 """Set in the owner word of a block of arguments that outlived its task in the member of this row."""
-UNSENT = RESULT | 1 << 61
+UNSENT = RESULT | 1 << 60
 """With a row in its low bits the owner word of an item's result until the client has heard of it."""
 FUNCTION_OWNER = 1
 """Owner word of blocks that hold functions: no task has it."""
@@ -93,8 +93,7 @@ def _class_of(size: int) -> int:
 _SLAB_CLASS = _class_of(SLAB)
 
 
-@dataclass(frozen=True, slots=True)
-class Handle:
+class Handle(NamedTuple):
     """A block: where its payload begins, its generation, and how many bytes were stored.
 
     ``offset`` counts bytes in the segment; its top byte says in which of several arenas the block lies.
@@ -231,15 +230,25 @@ class Arena:
         finally:
             lock.release()
 
-    def free_owned(self, owner: int) -> int:
-        """Give back every block of ``owner`` (a dead member's unpublished results); how many there were."""
+    def holds(self, handle: Handle) -> bool:
+        """Whether the block is in use under this handle, seen under the lock."""
+        lock, block = self.lock, self._block_of(handle)
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            return self._is_of(block, handle)
+        finally:
+            lock.release()
+
+    def free_owned(self, *owners: int) -> int:
+        """Give back every block of ``owners`` (a dead member's unpublished results); how many there were."""
         lock = self.lock
         freed = 0
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
             for block in self._blocks():
-                if self._words[block + B_OWNER] == owner:
+                if self._words[block + B_OWNER] in owners:
                     self._release(block)
                     freed += 1
             return freed

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from repartir.shm.arena import FUNCTION_OWNER, KEPT, RESULT, Arena, Handle
+from repartir.shm.layout import owner_of_functions, spawner_of
 from repartir.shm.parts import Storable
 from repartir.shm.segment import Segment
 
@@ -112,9 +113,13 @@ class BlockStore:
         """A block belongs to another from now on; False if it was given back before."""
         return self.arenas[handle.place].pass_on(handle, owner)
 
-    def free_owned(self, owner: int) -> int:
-        """Give back every block of ``owner``; how many there were."""
-        return sum(arena.free_owned(owner) for arena in self.arenas)
+    def holds(self, handle: Handle) -> bool:
+        """Whether the block is in use under this handle: then what was read of it before this call was whole."""
+        return self.arenas[handle.place].holds(handle)
+
+    def free_owned(self, *owners: int) -> int:
+        """Give back every block of ``owners``; how many there were."""
+        return sum(arena.free_owned(*owners) for arena in self.arenas)
 
     @property
     def free_bytes(self) -> int:
@@ -152,7 +157,8 @@ class BlockStore:
 def _usage(arena: Arena) -> Usage:
     held = [[0, 0], [0, 0], [0, 0], [0, 0]]
     for owner, (count, size) in arena.owners().items():
-        kind = 1 if owner & RESULT else 2 if owner & KEPT else 3 if owner == FUNCTION_OWNER else 0
+        is_function = owner in (FUNCTION_OWNER, owner_of_functions(spawner_of(owner)))
+        kind = 1 if owner & RESULT else 2 if owner & KEPT else 3 if is_function else 0
         held[kind][0] += count
         held[kind][1] += size
     return Usage(*((count, size) for count, size in held))

@@ -10,13 +10,14 @@ import enum
 import functools
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.shm import layout
 from repartir.shm.arena import Arena, arena_limit
 from repartir.shm.blocks import BlockStore
+from repartir.shm.cells import CellTable, Claims, ClaimStack
 from repartir.shm.deque import TaskDeque
 from repartir.shm.hands import Hand, repair
 from repartir.shm.layout import WORD, RingLayout
@@ -108,7 +109,12 @@ class Board:
         self.words = ring.words
         self.rows = [Row(index, shape.row(index)) for index in range(shape.rows)]
         make = LockFactory(ring, lock_fd)
-        claims = [row.claim for row in self.rows]
+        self.cells = [self._cell_table(shape.nest(index), make) for index in range(shape.rows)]
+        self.stacks = [
+            ClaimStack(ring.words, row.claim, cells.claims, shape.depth)
+            for row, cells in zip(self.rows, self.cells, strict=True)
+        ]
+        claims = Claims(self.stacks)
         self.semaphores = [
             Semaphore(ring, shape.row(index) + layout.R_SEMAPHORE) for index in range(shape.rows)
         ]
@@ -209,6 +215,7 @@ class Board:
         """Make a dead member's row ready for its successor.  Its lane and its mailbox keep their tasks."""
         row = self.rows[index]
         self.parking.forget(index)
+        self.stacks[index].clear()
         for word in (row.pid, row.state, row.claim, row.started, row.blocked, row.began, row.condemned):
             self.words[word] = 0
         self.hands[index].reset()
@@ -246,13 +253,8 @@ class Board:
     def _locks(self) -> list[Lock]:
         deques = [deque.lock for deque in (*self.lanes, *self.spawns, *self.mailboxes)]
         arenas = [arena.lock for arena in self.blocks.arenas]
-        return [
-            self._parking_lock,
-            self._splitting_lock,
-            *arenas,
-            *deques,
-            *(outbox.lock for outbox in self.outboxes),
-        ]
+        outboxes, cells = [it.lock for it in self.outboxes], [it.lock for it in self.cells]
+        return [self._parking_lock, self._splitting_lock, *arenas, *deques, *outboxes, *cells]
 
     def _format(self) -> None:
         for lock in self._locks():
@@ -267,7 +269,7 @@ class Board:
         words[layout.H_VERSION] = layout.VERSION
         words[layout.H_MAGIC] = layout.MAGIC
 
-    def _deque(self, base: int, capacity: int, make: LockFactory, claims: Sequence[int]) -> TaskDeque:
+    def _deque(self, base: int, capacity: int, make: LockFactory, claims: Iterable[int]) -> TaskDeque:
         ring = self.segments[0]
         lock = make(base, base // WORD + layout.D_DIRTY_W)
         return TaskDeque(ring.words, ring.data, base, capacity, lock, claims)
@@ -276,6 +278,11 @@ class Board:
         ring = self.segments[0]
         lock = make(base, base // WORD + layout.O_DIRTY_W)
         return Outbox(ring.words, ring.data, base, self.shape.outbox_bytes, lock)
+
+    def _cell_table(self, base: int, make: LockFactory) -> CellTable:
+        ring = self.segments[0]
+        lock = make(base, base // WORD + layout.N_DIRTY_W)
+        return CellTable(ring.words, ring.data, base, self.shape.depth, self.shape.cells, lock)
 
 
 def _overflow() -> Segment:

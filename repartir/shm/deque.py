@@ -8,7 +8,7 @@ exception at any point leaves either the old state or the new one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from repartir.errors import InternalError
 from repartir.shm.layout import (
@@ -31,7 +31,7 @@ Entry = tuple[int, bytes, int]
 
 
 class TaskDeque:
-    """A deque at byte ``base`` with ``capacity`` slots (a power of two); ``claims`` are the claim words of all rows.
+    """A deque at byte ``base`` with ``capacity`` slots (a power of two); ``claims`` are the claim words in use.
 
     For a member that looks often: while the words of index ``head_word`` and ``tail_word`` are equal it is empty.
     """
@@ -49,7 +49,7 @@ class TaskDeque:
     )
 
     def __init__(
-        self, words: Words, data: Data, base: int, capacity: int, lock: Lock, claims: Sequence[int]
+        self, words: Words, data: Data, base: int, capacity: int, lock: Lock, claims: Iterable[int]
     ) -> None:
         self._words = words
         self._data = data
@@ -178,6 +178,20 @@ class TaskDeque:
         finally:
             lock.release()
 
+    def clear(self) -> list[int]:
+        """Take all entries out; their task words.  Nobody is to run them: who pushed them is dead."""
+        words, lock = self._words, self.lock
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            tail = words[self.tail_word]
+            entries = range(words[self.head_word], tail)
+            tasks = [words[self._slots + (at & self._mask) * SLOT_WORDS] for at in entries]
+            words[self.head_word] = tail
+            return [task for task in tasks if task]
+        finally:
+            lock.release()
+
     def is_empty(self) -> bool:
         """Under the lock, so that a push which was unlocked before this call is seen."""
         words, lock = self._words, self.lock
@@ -210,7 +224,7 @@ class TaskDeque:
         """The holder died in the middle of a pop."""
         self._void(self._claims)
 
-    def _void(self, claims: Sequence[int]) -> None:
+    def _void(self, claims: Iterable[int]) -> None:
         """Reset each of these claims that names an entry still at the head or the tail: it was not committed."""
         words = self._words
         head, tail = words[self.head_word], words[self.tail_word]

@@ -2,11 +2,12 @@
 
 One segment holds, in this order: the header, one row a member, then for every row its deques, its outbox and its mailbox.
 
-    header   512 bytes   magic, version, counts, the parking lock, the idle mask
+    header   640 bytes   magic, version, counts, the parking lock, the idle mask
     row      256 bytes   one member: kind, pid, state, claim, counters, its parking semaphore
     deque    256 bytes + capacity x 256     lock, head, tail, slots       (three a row: lane, spawn,
                                                                           mailbox behind the outbox)
     outbox   256 bytes + ring               lock, head, tail, bytes       (one a row)
+    nest     256 bytes + depth x 8 + cells x 256   lock, claims of nested tasks, results of children   (one a row)
     hand     512 bytes + buffer             what a member has in hand of a map, answers to it (one a row)
 
 All words are 64 bits, aligned, in the machine's byte order; offsets below that end in ``_W`` count words from the start
@@ -18,10 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAGIC = 0x5245504152544952  # "REPARTIR"
-VERSION = 1
+VERSION = 2
 WORD = 8
 
-HEADER_BYTES = 512
+HEADER_BYTES = 640
 H_MAGIC, H_VERSION, H_ROWS, H_CLOSING, H_CLIENT_SLEEP = range(5)
 H_PARKING_LOCK = 64  # byte offset
 H_PARKING_DIRTY_W = 16
@@ -29,6 +30,7 @@ H_SPLITTING_DIRTY_W = 17
 H_IDLE_MASK_W = 24  # one bit a row, 64 rows a word
 H_SPIN_MASK_W = 40
 H_SPLITTING_LOCK = 448  # byte offset
+H_WAIT_MASK_W = 64
 MAX_ROWS = (H_SPIN_MASK_W - H_IDLE_MASK_W) * 64
 
 ROW_BYTES = 256
@@ -56,6 +58,26 @@ FOLD = (
 )  # the function is a partial of an operator and a function: the operator folds what that returns
 WHOLE = 1 << 55  # the items stay together
 SIZE_MASK = (1 << 32) - 1
+
+DEPTH_SHIFT = 32  # flags of a child: how deep in the tree of tasks it stands
+DEPTH_MASK = 0xFFF
+
+NEST_HEADER_BYTES = 256
+N_DIRTY_W, N_COUNTER_W, N_ENDED_W = (
+    8,
+    16,
+    24,
+)  # behind the lock; how many children were posted from this row, and ended
+CELL_BYTES = 256
+CELL_WORDS = CELL_BYTES // WORD
+CELL_HEADER_BYTES = 24
+C_TASK, C_STATUS, C_PARENT = range(
+    3
+)  # the child's word (0: free); how it ended and the payload's size; its parent's word
+CELL_PAYLOAD_BYTES = CELL_BYTES - CELL_HEADER_BYTES
+CELL_STATUS_SHIFT = 32
+# How a child ended.  VALUE: an outcome; IN_BLOCK: a handle; NO_ROOM for its outcome; DIED, NEVER_BEGUN: its member has died.
+CELL_OPEN, CELL_VALUE, CELL_IN_BLOCK, CELL_NO_ROOM, CELL_DIED, CELL_NEVER_BEGUN = range(6)
 
 OUTBOX_HEADER_BYTES = 256
 O_DIRTY_W, O_HEAD_W, O_TAIL_W = 8, 16, 24
@@ -103,6 +125,39 @@ def task_word(task_id: int, attempt: int) -> int:
     return task_id << ATTEMPT_BITS | attempt
 
 
+CHILD = 1 << 61
+"""Set in the word of a task that a task has submitted.  The words of the client's tasks are smaller."""
+_ROW_SHIFT, CELL_SHIFT = 51, 43
+NO_CELL = 0xFF
+"""In place of a cell, where none was free: nobody else learns of this child."""
+COUNTER_MASK = (1 << CELL_SHIFT) - 1
+
+
+def child_word(row: int, cell: int, counter: int) -> int:
+    """The word of a child: who waits for it, in which cell of that row its result belongs, and a number not used before."""
+    return CHILD | row << _ROW_SHIFT | cell << CELL_SHIFT | counter & COUNTER_MASK
+
+
+def spawner_of(word: int) -> int:
+    """The row whose member has posted this child."""
+    return word >> _ROW_SHIFT & 0x3FF
+
+
+def cell_of(word: int) -> int:
+    """The cell for the child's result."""
+    return word >> CELL_SHIFT & 0xFF
+
+
+def owner_of_arguments(row: int) -> int:
+    """Owner word of blocks that hold arguments of children that the member of this row has posted."""
+    return child_word(row, 0, 0)
+
+
+def owner_of_functions(row: int) -> int:
+    """Owner word of blocks that hold functions of children that the member of this row has posted."""
+    return child_word(row, NO_CELL, 0)
+
+
 def _round_up(size: int, to: int) -> int:
     return -(-size // to) * to
 
@@ -120,6 +175,8 @@ class RingLayout:
     spawn_capacity: int = 128
     outbox_bytes: int = 1 << 16
     mailbox_capacity: int = 32
+    depth: int = 512
+    cells: int = 192
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= MAX_ROWS:
@@ -128,6 +185,8 @@ class RingLayout:
         for value, least in (*deques, (self.outbox_bytes, LOCK_BYTES)):
             if value < least or value & (value - 1):
                 raise ValueError(f"capacities are powers of two, at least {least}, not {value}")
+        if not 1 <= self.cells < NO_CELL or self.depth < 8 or self.depth % 8:
+            raise ValueError(f"a nest of {self.cells} cells and {self.depth} levels")
 
     @property
     def _deques(self) -> int:
@@ -137,7 +196,12 @@ class RingLayout:
     def _member_bytes(self) -> int:
         slots = (self.capacity + self.spawn_capacity + self.mailbox_capacity) * SLOT_BYTES
         outbox = OUTBOX_HEADER_BYTES + self.outbox_bytes
-        return 3 * DEQUE_HEADER_BYTES + slots + outbox + HAND_HEADER_BYTES + self.buffer_bytes
+        hand = HAND_HEADER_BYTES + self.buffer_bytes
+        return 3 * DEQUE_HEADER_BYTES + slots + outbox + self._nest_bytes + hand
+
+    @property
+    def _nest_bytes(self) -> int:
+        return NEST_HEADER_BYTES + self.depth * WORD + self.cells * CELL_BYTES
 
     @property
     def buffer_bytes(self) -> int:
@@ -161,6 +225,9 @@ class RingLayout:
         return self.spawn(index) + DEQUE_HEADER_BYTES + self.spawn_capacity * SLOT_BYTES
 
     def hand(self, index: int) -> int:
+        return self.nest(index) + self._nest_bytes
+
+    def nest(self, index: int) -> int:
         return self.mailbox(index) + DEQUE_HEADER_BYTES + self.mailbox_capacity * SLOT_BYTES
 
     def mailbox(self, index: int) -> int:

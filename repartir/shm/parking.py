@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from repartir.shm.clib import Timespec, holding_gil, releasing_gil
-from repartir.shm.layout import H_IDLE_MASK_W, H_SPIN_MASK_W
+from repartir.shm.layout import H_IDLE_MASK_W, H_SPIN_MASK_W, H_WAIT_MASK_W
 from repartir.shm.lock import Lock
 from repartir.shm.segment import Segment
 from repartir.shm.words import Words
@@ -66,7 +66,7 @@ class ParkingLot:
     it calls ``retract``.  A poster calls ``wake`` after its push.
     """
 
-    __slots__ = ("_idle", "_lock", "_post", "_spin", "_words")
+    __slots__ = ("_idle", "_lock", "_post", "_spin", "_wait", "_words")
 
     def __init__(self, words: Words, lock: Lock, posts: Sequence[Callable[[], object]]) -> None:
         self._words = words
@@ -75,6 +75,7 @@ class ParkingLot:
         mask_words = -(-len(posts) // 64)
         self._idle = range(H_IDLE_MASK_W, H_IDLE_MASK_W + mask_words)
         self._spin = range(H_SPIN_MASK_W, H_SPIN_MASK_W + mask_words)
+        self._wait = range(H_WAIT_MASK_W, H_WAIT_MASK_W + mask_words)
 
     def anyone_idle(self) -> bool:
         """A hint that is never wrongly False for a poster that has pushed and unlocked before."""
@@ -86,6 +87,28 @@ class ParkingLot:
 
     def is_idle(self, row: int) -> bool:
         return bool(self._words[H_IDLE_MASK_W + row // 64] >> row % 64 & 1)
+
+    def anyone_waits(self) -> bool:
+        """The same for members that wait for a child: they take others' children meanwhile."""
+        words = self._words
+        for mask in self._wait:
+            if words[mask]:
+                return True
+        return False
+
+    def anyone_helps(self) -> bool:
+        """Whether there is somebody to wake for a child."""
+        words = self._words
+        for mask in self._idle:
+            if words[mask]:
+                return True
+        for mask in self._wait:
+            if words[mask]:
+                return True
+        return False
+
+    def is_waiting(self, row: int) -> bool:
+        return bool(self._words[H_WAIT_MASK_W + row // 64] >> row % 64 & 1)
 
     def is_spinning(self, row: int) -> bool:
         return bool(self._words[H_SPIN_MASK_W + row // 64] >> row % 64 & 1)
@@ -146,6 +169,7 @@ class ParkingLot:
                 lock.wait(code)
             words[H_SPIN_MASK_W + word] = words[H_SPIN_MASK_W + word] & ~bit
             words[H_IDLE_MASK_W + word] = words[H_IDLE_MASK_W + word] & ~bit
+            words[H_WAIT_MASK_W + word] = words[H_WAIT_MASK_W + word] & ~bit
         finally:
             lock.release()
 
@@ -176,13 +200,59 @@ class ParkingLot:
         finally:
             lock.release()
 
+    def start_waiting(self, row: int) -> None:
+        """The member of ``row`` is about to sleep until a child has ended; it takes nothing from the lanes."""
+        words, lock, mask = self._words, self._lock, H_WAIT_MASK_W + row // 64
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            words[mask] = words[mask] | 1 << row % 64
+        finally:
+            lock.release()
+
+    def stop_waiting(self, row: int) -> bool:
+        """It sleeps no more; False if somebody has woken it, maybe for a child that it will not take."""
+        words, lock, mask, bit = self._words, self._lock, H_WAIT_MASK_W + row // 64, 1 << row % 64
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            bits = words[mask]
+            if not bits & bit:
+                return False
+            words[mask] = bits & ~bit
+            return True
+        finally:
+            lock.release()
+
+    def wake_waiter(self, row: int) -> None:
+        """Wake the member of ``row`` if it sleeps until a child has ended: one has."""
+        lock = self._lock
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            if self.is_waiting(row):
+                self._post_and_clear(row, H_WAIT_MASK_W)
+        finally:
+            lock.release()
+
+    def wake_helper(self) -> None:
+        """Wake somebody for a new child, unless a spinning member will find it: one without a task first."""
+        lock = self._lock
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            if not self._spinning() and not self._wake_one():
+                self._wake_one(self._wait)
+        finally:
+            lock.release()
+
     def wake_all(self) -> None:
         """Wake every sleeper, whatever else goes on (a death, a shutdown)."""
         lock = self._lock
         try:
             if code := lock.try_acquire():
                 lock.wait(code)
-            while self._wake_one():
+            while self._wake_one() or self._wake_one(self._wait):
                 pass
         finally:
             lock.release()
@@ -193,16 +263,17 @@ class ParkingLot:
             count += words[mask].bit_count()
         return count
 
-    def _wake_one(self) -> bool:
-        for mask in self._idle:
+    def _wake_one(self, masks: range | None = None) -> bool:
+        masks = masks or self._idle
+        for mask in masks:
             bits = self._words[mask]
             if bits:
-                self._post_and_clear((mask - H_IDLE_MASK_W) * 64 + (bits & -bits).bit_length() - 1)
+                self._post_and_clear((mask - masks[0]) * 64 + (bits & -bits).bit_length() - 1, masks[0])
                 return True
         return False
 
-    def _post_and_clear(self, row: int) -> None:
+    def _post_and_clear(self, row: int, masks: int = H_IDLE_MASK_W) -> None:
         """Post first: an exception in between costs a wake too many, never one too few."""
         self._post[row]()
-        mask = H_IDLE_MASK_W + row // 64
+        mask = masks + row // 64
         self._words[mask] = self._words[mask] & ~(1 << row % 64)

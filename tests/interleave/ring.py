@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from repartir import outcome, worker
+from repartir import children, outcome, worker
 from repartir.ledger import Ledger, Record, Repost
 from repartir.shm import board as board_module
 from repartir.shm import layout
@@ -42,12 +42,15 @@ def on_fake_parts() -> Iterator[None]:
     with (
         mock.patch.multiple(board_module, **parts),
         mock.patch.multiple(worker, time=clock, SPIN_S=1.5),
+        mock.patch.multiple(children, SPIN_S=-1.0),
     ):
         yield
 
 
 def make_board(world: World, rows: int) -> Board:
-    shape = RingLayout(rows, capacity=4, spawn_capacity=4, outbox_bytes=256, mailbox_capacity=4)
+    shape = RingLayout(
+        rows, capacity=4, spawn_capacity=4, outbox_bytes=256, mailbox_capacity=4, depth=8, cells=2
+    )
     arena = world.segment(ARENA_BYTES, "arena")
     segment = world.segment(shape.total_bytes, "ring")
     overflow = world.segment(layout.ARENA_HEADER_BYTES, "overflow")
@@ -69,8 +72,16 @@ def make_board(world: World, rows: int) -> Board:
             words.names[it.head_word] = f"head of {what} {row.index}"
             words.names[it.tail_word] = f"tail of {what} {row.index}"
         words.names[board.outboxes[row.index].tail_word] = f"tail of outbox {row.index}"
+        cells = board.cells[row.index]
+        words.names[cells.ended_word] = f"ended children of {row.index}"
+        words.names[cells.counter] = f"children of {row.index}"
+        words.names[cells.claims] = f"claim of {row.index} at level 1"
+        for cell in range(cells.count):
+            words.names[cells.status_word(cell)] = f"status of cell {cell} of {row.index}"
+            words.names[cells.status_word(cell) - 1] = f"word of cell {cell} of {row.index}"
     words.names[layout.H_IDLE_MASK_W] = "idle mask"
     words.names[layout.H_SPIN_MASK_W] = "spin mask"
+    words.names[layout.H_WAIT_MASK_W] = "wait mask"
     return board
 
 

@@ -547,14 +547,16 @@ def _released(lock: Any) -> bool:
 def check_arena(ex: repartir.Executor) -> None:
     """No block of an argument or a result is left once all tasks are settled: at most blocks of functions."""
     from repartir.shm.arena import FUNCTION_OWNER
-    from repartir.shm.layout import B_OWNER
+    from repartir.shm.layout import B_OWNER, owner_of_functions
 
-    arena = ex._broker.board.blocks.arenas[0]
+    board = ex._broker.board
+    arena = board.blocks.arenas[0]
+    functions = {FUNCTION_OWNER, *(owner_of_functions(row.index) for row in board.rows)}
     deadline = time.monotonic() + 5
     while True:
         ex.submit(echo, 0).result(LIMIT_S)
         gc.collect()
-        owners = {arena._words[block + B_OWNER] for block in arena._blocks()} - {0, FUNCTION_OWNER}
+        owners = {arena._words[block + B_OWNER] for block in arena._blocks()} - {0, *functions}
         if not owners or time.monotonic() > deadline:
             break
     assert not owners, f"blocks of tasks that are over: {[hex(owner) for owner in owners]}"

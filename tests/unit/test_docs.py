@@ -22,6 +22,7 @@ PAGES = (
     "docs/howto/from-multiprocessing-pool.md",
     "docs/howto/from-process-pool-executor.md",
     "docs/howto/maps.md",
+    "docs/howto/nested.md",
     "docs/howto/notebooks.md",
 )
 NEEDS = {"docs/howto/dask.md": "dask", "docs/howto/from-joblib.md": "sklearn"}

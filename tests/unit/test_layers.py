@@ -20,19 +20,19 @@ PACKAGE = "repartir"
 LAYERS = f"""
     errors optional residence
     task
-    shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.deque shm.outbox
+    shm.layout shm.words shm.clib shm.segment shm.lock shm.parking shm.cells shm.deque shm.outbox
     shm.hands shm.parts shm.arena shm.blocks shm.board shm payloads
     classes inherited bindings arrays memmaps shared pickler diagnosis
     codec fingerprint heavy functions
     portable outcome batches pages
     future
     command
-    hygiene environment cores policy stacks logs rangeloop worker nursery
+    hygiene environment cores policy stacks logs children rangeloop worker nursery
     states ledger mapjob pump
     stats
-    supervisor attempts members broker
+    supervisor attempts recovery members broker
     progress
-    mapping aio serial executor compat
+    mapping aio serial nested executor compat
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging

@@ -16,6 +16,7 @@ NAMES = [
     "Executor",
     "Future",
     "MemoryLimitExceeded",
+    "NestingTooDeep",
     "PoisonTask",
     "RepartirError",
     "SerialExecutor",
@@ -52,6 +53,7 @@ def test_each_error_is_also_in_its_module() -> None:
         ("WorkerDied", (errors.RepartirError, BrokenProcessPool)),
         ("PoisonTask", (errors.WorkerDied,)),
         ("TaskNotSerializable", (errors.RepartirError, PicklingError, TypeError)),
+        ("NestingTooDeep", (errors.RepartirError, RecursionError)),
         ("SharedMemoryFull", (errors.RepartirError, MemoryError)),
     ],
 )

@@ -76,7 +76,7 @@ def test_new_board_is_empty(board: Board) -> None:
 def test_locks_are_of_the_kind_that_works_here(board: Board) -> None:
     kind = PthreadLock if board.lock_fd is None else FcntlLock
     assert {type(lock) for lock in board._locks()} == {kind}
-    assert len(board._locks()) == 4 + 4 * ROWS
+    assert len(board._locks()) == 4 + 5 * ROWS
     assert len(board.descriptors()) == (3 if kind is PthreadLock else 4)
 
 

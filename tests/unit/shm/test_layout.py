@@ -20,6 +20,7 @@ LAYOUTS = [
     RingLayout(5, capacity=4, spawn_capacity=2048, outbox_bytes=256),
     RingLayout(14, capacity=64, spawn_capacity=8, outbox_bytes=128),
     RingLayout(2, capacity=4, spawn_capacity=4, outbox_bytes=64, mailbox_capacity=4),
+    RingLayout(3, capacity=4, spawn_capacity=4, outbox_bytes=64, depth=8, cells=1),
 ]
 
 Extent = tuple[int, int, str]
@@ -45,6 +46,7 @@ def extents(shape: RingLayout) -> list[Extent]:
     found += lock_and_words(0, layout.H_SPLITTING_LOCK, {"dirty": layout.H_SPLITTING_DIRTY_W}, "splitting")
     found.append((layout.H_IDLE_MASK_W * WORD, mask_bytes, "idle mask"))
     found.append((layout.H_SPIN_MASK_W * WORD, mask_bytes, "spin mask"))
+    found.append((layout.H_WAIT_MASK_W * WORD, mask_bytes, "wait mask"))
     row_words = (
         layout.R_KIND,
         layout.R_PID,
@@ -57,6 +59,7 @@ def extents(shape: RingLayout) -> list[Extent]:
     )
     deque_words = {"dirty": layout.D_DIRTY_W, "head": layout.D_HEAD_W, "tail": layout.D_TAIL_W}
     outbox_words = {"dirty": layout.O_DIRTY_W, "head": layout.O_HEAD_W, "tail": layout.O_TAIL_W}
+    nest_words = {"dirty": layout.N_DIRTY_W, "counter": layout.N_COUNTER_W, "ended": layout.N_ENDED_W}
     for row in range(shape.rows):
         found += [(shape.row(row) + word * WORD, WORD, f"row {row} word {word}") for word in row_words]
         found.append((shape.row(row) + layout.R_SEMAPHORE, 32, f"row {row} semaphore"))
@@ -84,6 +87,12 @@ def extents(shape: RingLayout) -> list[Extent]:
         found += [(base + word * WORD, WORD, f"hand {row} word {word}") for word in hand_words]
         found.append((base + layout.T_PAYLOAD, layout.SLOT_PAYLOAD_BYTES, f"hand {row} payload"))
         found.append((base + layout.HAND_HEADER_BYTES, shape.buffer_bytes, f"hand {row} buffer"))
+        base = shape.nest(row)
+        found += lock_and_words(base, 0, nest_words, f"nest {row}")
+        claims = base + layout.NEST_HEADER_BYTES
+        found.append((claims, shape.depth * WORD, f"claims {row}"))
+        cells = claims + shape.depth * WORD
+        found.append((cells, shape.cells * layout.CELL_BYTES, f"cells {row}"))
     return found
 
 
@@ -168,3 +177,25 @@ def test_task_word_holds_both_numbers_and_is_never_0() -> None:
     assert word >> layout.ATTEMPT_BITS == 123_456_789
     assert word & layout.ATTEMPT_MASK == 77
     assert layout.task_word((1 << 47) - 1, layout.ATTEMPT_MASK) < 1 << 63, "the top bit marks results' blocks"
+
+
+def test_the_word_of_a_child_says_who_waits_where() -> None:
+    last = layout.MAX_ROWS - 1
+    words = [
+        layout.child_word(row, cell, count)
+        for row in (0, 5, last)
+        for cell in (0, 7, layout.NO_CELL)
+        for count in (1, layout.COUNTER_MASK)
+    ]
+    assert len(set(words)) == len(words)
+    for word in words:
+        assert word & layout.CHILD
+        assert word < layout.CHILD << 1
+        assert layout.child_word(layout.spawner_of(word), layout.cell_of(word), word) == word
+    assert not layout.task_word((1 << 45) - 1, layout.ATTEMPT_MASK) & layout.CHILD
+
+
+@pytest.mark.parametrize("numbers", [{"cells": 0}, {"cells": layout.NO_CELL}, {"depth": 4}, {"depth": 12}])
+def test_a_nest_that_does_not_fit_is_refused(numbers: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="a nest of"):
+        RingLayout(1, **numbers)
