@@ -184,7 +184,7 @@ class Feed:
         in_band = flags & (WHOLE | FOLD)
         threshold = _NEVER if in_band else self._engine.threshold
         block = pages.Pages()
-        at, count = 0, 1
+        at, count = 0, len(items) if flags & WHOLE else 1  # a chunk is pickled as one, as in the standard library
         while at < len(items):
             chunk = tuple(items[at : at + count])
             try:
