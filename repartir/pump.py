@@ -794,7 +794,10 @@ class Pump:
 
     def settle(self, record: TaskRecord, value: Any, error: BaseException | None, event: TaskEvent) -> None:
         """Give a future its outcome and forget the task.  Under ``mutex``."""
-        self._deliver(record, value, error)
+        if record.job is not None:
+            self._deliver(record, value, error)
+        elif not record.future.settle_alone(value, error):
+            self._hand_to_broker(record.future, value, error)
         self.forget(record, event)
 
     def _deliver(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
@@ -824,7 +827,8 @@ class Pump:
         job = record.job
         if job is not None and event is TaskEvent.CANCEL:
             job.fail(record, cancelled)
-        self._drop_pieces(record.word)
+        if self.pieces:
+            self._drop_pieces(record.word)
         if record.policy is not NO_POLICY:
             self.watched.discard(record.task_id)
         block = record.block
