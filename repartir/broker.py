@@ -646,9 +646,9 @@ class Broker:
     def _keep_house(self) -> None:
         members, pump = self.members, self.pump
         if self._reports_due or pump.said or members.starting or self._aborting or self.closing:
-            self._reports_due = False
-            if members.listen():
-                self._poke()  # a waiter that drives listens for reports again
+            were_due, self._reports_due = self._reports_due, False
+            if members.listen() or were_due:
+                self._poke()  # a waiter that drives listens for reports again, also where these were heard before it told of them
         if members.starting and members.check_start():
             self._poll_all = self._poll_with_reports()
         if self.broken is not None and not self._aborting:
