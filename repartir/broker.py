@@ -648,7 +648,7 @@ class Broker:
         if self._reports_due or pump.said or members.starting or self._aborting or self.closing:
             were_due, self._reports_due = self._reports_due, False
             if members.listen() or were_due:
-                self._poke()  # a waiter that drives listens for reports again, also where these were heard before it told of them
+                self._poke()  # a waiter that drives listens for reports again, though these were heard before
         if members.starting and members.check_start():
             self._poll_all = self._poll_with_reports()
         if self.broken is not None and not self._aborting:
