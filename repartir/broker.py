@@ -248,7 +248,7 @@ class Broker:
             backed_bytes=backed,
             spills=spilled.blocks,
             spilled_bytes=spilled.bytes,
-            viewed_bytes=self.pump.viewed_bytes,
+            viewed_bytes=self.pump.views.bytes,
             kept_bytes=memory.kept[1] + spilled.kept[1],
             shared_bytes=shared_bytes(),
         )
