@@ -24,7 +24,7 @@ from repartir.errors import InternalError, SharedMemoryFull
 from repartir.functions import FunctionRef
 from repartir.future import Future
 from repartir.ledger import Ledger, Record
-from repartir.mapjob import Folded, MapJob, Outcome, cancelled, without
+from repartir.mapjob import Folded, MapJob, Outcome, cancelled
 from repartir.payloads import FUNCTION, HEAD_BYTES, PIECE, RANGE, SPAN
 from repartir.policy import NO_POLICY, Policy
 from repartir.shm.arena import FUNCTION_OWNER, RESULT, Handle
@@ -589,14 +589,15 @@ class Pump:
             self._hear_item(record, first, count, outcome.decode_outcome(body) if body else None)
         elif status == ITEM_IN_BLOCK:
             handle = Handle.unpack(body)
-            result = None if record.job.cancelled else self.views.decode(handle, word)
-            self._hear_item(record, first, count, result)
-            self.board.blocks.pass_on(handle, word | RESULT)
+            if record.job.first_open(record.base + first) == record.base + first:
+                self.board.blocks.pass_on(handle, word | RESULT)
+                result = None if record.job.cancelled else self.views.decode(handle, word)
+                self._hear_item(record, first, count, result)
+            self.views.settle(handle)
             self.views.free_unless_viewed(handle)
         elif whole := self._collect(at, word, body):
             meta, *buffers = split_parts(whole)
             self._hear_item(record, first, count, outcome.decode_outcome(meta, buffers))
-            self.pieces.pop((at, word), None)
 
     def collect(self, now: float) -> bool:
         """Whether members keep answers that they have not sent; those that they have kept for long are heard here.
@@ -661,12 +662,10 @@ class Pump:
             record.payload[:HEAD_BYTES] + RANGE.pack(first, end) + record.payload[HEAD_BYTES + RANGE.size :]
         )
         rest: TaskRecord = Record(future.task_id, future, payload, record.flags, record.keep, record.name)
-        rest.block, rest.base, rest.job, rest.reposts = record.block, base, job, reposts
-        rest.spans = ((base + first, base + end),)
-        job.records[rest.task_id] = rest
+        rest.block, rest.reposts = record.block, reposts
+        job.enter_rest(rest, record, base + first, base + end)
         if type(rest.block) is Handle:
             self.placed.add(rest.task_id)
-        record.spans = without(record.spans, base + first, base + end)
         self.inbox.appendleft(rest)
 
     def give_up(self, job: MapJob, *, running: bool) -> None:

@@ -122,7 +122,7 @@ class RangeLoop:
         serve = self._fold if flags & FOLD else self._serve
         began = self._sent_at = clock()
         done, share, at = 0, 1, self._words[self._hand.first_word]
-        while done < most and host.goes_on():
+        while done < most and (host.goes_on() or self._whole is not None):
             reserved = self._reserve(min(share, most - done))
             if reserved is None:
                 self._flush(at)

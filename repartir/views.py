@@ -78,6 +78,12 @@ class Views:
             self.handles[handle] = word, watch(exporter, handle, self.dead)
         return outcome.decode_outcome(view, buffers)
 
+    def settle(self, handle: Handle) -> None:
+        """The answer in a block will not be decoded again, though its task goes on: one item of a map."""
+        view = self.handles.get(handle)
+        if view is not None:
+            self.handles[handle] = 0, view[1]
+
     def free_unless_viewed(self, handle: Handle) -> None:
         """The answer in a block is settled: give the block back, unless something watches over arrays in it."""
         view = self.handles.get(handle)
