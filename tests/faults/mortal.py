@@ -162,8 +162,9 @@ def bring_up(fate: Fate) -> None:
     arena: Any = ArenaWords(board.blocks.arenas[0]._words, mortal)
     worker._words = board.words = board.parking._words = ring
     board.blocks.arenas[0]._words = arena
-    worker._ranges._words = ring
-    for structure in (*board.lanes, *board.spawns, *board.mailboxes, *board.outboxes, *board.hands):
+    for loop in worker._ranges:
+        loop._words = ring
+    for structure in (*board.deques, *board.outboxes, *board.hands):
         structure._words = ring
 
 

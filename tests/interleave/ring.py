@@ -49,7 +49,7 @@ def on_fake_parts() -> Iterator[None]:
 
 def make_board(world: World, rows: int) -> Board:
     shape = RingLayout(
-        rows, capacity=4, spawn_capacity=4, outbox_bytes=256, mailbox_capacity=4, depth=8, cells=2
+        rows, capacity=4, spawn_capacity=4, outbox_bytes=256, mailbox_capacity=4, depth=8, cells=2, shared_capacity=4
     )
     arena = world.segment(ARENA_BYTES, "arena")
     segment = world.segment(shape.total_bytes, "ring")
@@ -79,6 +79,9 @@ def make_board(world: World, rows: int) -> Board:
         for cell in range(cells.count):
             words.names[cells.status_word(cell)] = f"status of cell {cell} of {row.index}"
             words.names[cells.status_word(cell) - 1] = f"word of cell {cell} of {row.index}"
+    for what, shared in (("high lane", board.high), ("low lane", board.low)):
+        words.names[shared.head_word] = f"head of {what}"
+        words.names[shared.tail_word] = f"tail of {what}"
     words.names[layout.H_IDLE_MASK_W] = "idle mask"
     words.names[layout.H_SPIN_MASK_W] = "spin mask"
     words.names[layout.H_WAIT_MASK_W] = "wait mask"
@@ -230,7 +233,7 @@ class Client:
                 assert ran.count(task) == 1, f"task {task} ran {ran.count(task)} times"
         assert list(self.futures.values()).count([DIED]) <= deaths
         assert self.ledger.late == 0, "an answer came too late"
-        for it in (*board.lanes, *board.spawns, *board.mailboxes, *board.outboxes):
+        for it in (*board.deques, *board.outboxes):
             it.check()
             assert it.lock.owner is None  # type: ignore[attr-defined]
         board.blocks.arenas[0].check()

@@ -45,7 +45,7 @@ def claims(
     """
     board = make_board(world, 1 + thieves)
     if deque_kind is not None:
-        for it in (*board.lanes, *board.spawns, *board.mailboxes):
+        for it in board.deques:
             it.__class__ = deque_kind
     client, ran = Client(board), list[int]()
     for task in tasks:

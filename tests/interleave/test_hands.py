@@ -68,7 +68,7 @@ class Table:
     def bury(self, at: int) -> list[int]:
         """The items that a dead member had in hand and had not run."""
         hand = self.hands[at]
-        self.hands[0].is_there_a_rest()
+        hands.is_there_a_rest(self.hands)
         left = []
         if self.words[hand.claim] == TASK:
             if self.words[hand.task_word] == TASK:
