@@ -16,6 +16,7 @@ NAMES = (
     "throughput",
     "latency",
     "map_noops",
+    "maps",
     "efficiency",
     "nested",
     "main_functions",

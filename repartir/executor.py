@@ -314,7 +314,8 @@ class _TakesTasks(concurrent.futures.Executor):
             self._refuse()
         total = None
         if buffersize is None:
-            items = list(items)
+            if type(items) is not range:
+                items = list(items)
             total = len(items)
         shown = reporter(progress, self._policy.name or name_of(fn), total)
         job = MapJob(broker.pump, broker, ordered=ordered)

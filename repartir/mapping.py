@@ -184,9 +184,10 @@ class Feed:
         in_band = flags & (WHOLE | FOLD)
         threshold = _NEVER if in_band else self._engine.threshold
         block = pages.Pages()
-        at, count = 0, 1
+        # A chunk is pickled as one, as in the standard library, and a `range` costs nothing, however long it is.
+        at, count = 0, len(items) if flags & WHOLE or type(items) is range else 1
         while at < len(items):
-            chunk = tuple(items[at : at + count])
+            chunk = items[at : at + count]
             try:
                 page = self._encode(chunk, threshold)
             except TaskNotSerializable:
@@ -219,8 +220,11 @@ class Feed:
             self.posted += count
         return pages.Pages()
 
-    def _encode(self, args: tuple[Any, ...], threshold: int) -> bytes | Encoded:
-        return encode_call(args, {}, self._engine.inherited, threshold)
+    def _encode(self, args: Sequence[Any], threshold: int) -> bytes | Encoded:
+        """Items or arguments; ``pages.PagedItems`` and workers find them as the arguments of a call."""
+        if type(args) is range:
+            return pages.range_page(args)
+        return encode_call(tuple(args), {}, self._engine.inherited, threshold)
 
     def _fail(self, count: int, error: BaseException) -> None:
         with self._engine.pump.mutex:

@@ -6,12 +6,13 @@ by which the client tells that nobody wants the rest, and where each page begins
 
 from __future__ import annotations
 
+import pickle
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from repartir.codec import Encoded, decode
+from repartir.codec import PROTOCOL, Encoded, decode
 
 PAGE_BYTES = 8192
 """Pages grow to about this size; an item that is larger has a page of its own."""
@@ -46,6 +47,11 @@ class Pages:
     def parts(self) -> list[bytes]:
         """The parts of the block."""
         return [bytes(_FLAG_BYTES) + array("Q", (*self._starts, self.count)).tobytes(), *self._pages]
+
+
+def range_page(items: range) -> bytes:
+    """A page of integers that follow on each other, which are made where they are used."""
+    return pickle.dumps((items, {}), PROTOCOL)
 
 
 def cancel(first_part: memoryview) -> None:

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,16 +178,16 @@ def test_stale_handle_cannot_be_loaded(arena: Arena) -> None:
 def test_handle_that_leads_elsewhere_is_refused(arena: Arena) -> None:
     handle = store(arena, b"abc")
     for bad in (
-        replace(handle, offset=BLOCK_HEADER_BYTES),
-        replace(handle, offset=1 << 50),
-        replace(handle, offset=handle.offset + 4 * MIB),
+        handle._replace(offset=BLOCK_HEADER_BYTES),
+        handle._replace(offset=1 << 50),
+        handle._replace(offset=handle.offset + 4 * MIB),
     ):
         with pytest.raises(InternalError, match="points outside"):
             arena.load(bad)
     with pytest.raises(InternalError, match="larger than its block"):
-        arena.load(replace(handle, size=MIB))
+        arena.load(handle._replace(size=MIB))
     with pytest.raises(InternalError, match="with parts of"):
-        arena.load(replace(handle, size=handle.size + 1))
+        arena.load(handle._replace(size=handle.size + 1))
 
 
 @pytest.mark.parametrize("count", [1 << 62, (1 << 20) + 1, 30])
