@@ -84,8 +84,8 @@ class RangeLoop:
         self._sent_at = 0.0
 
     def run(self, entry: Entry, most: int) -> int:
-        """Work on a claimed range until nothing is left of it, ``most`` items are done, or something of another priority has its
-        turn: then the rest is laid aside.  How many items were done; a range that stays whole is one task.
+        """Work on a claimed range until nothing is left of it, ``most`` items are done, or something of another priority has
+        its turn: then the rest is laid aside.  How many items were done; a range that stays whole is one task.
         """
         word, payload, flags = entry
         hand, words = self._hand, self._words

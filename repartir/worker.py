@@ -212,8 +212,8 @@ class Worker:
         return len(self._victims) // 2 + 1
 
     def find_work(self) -> Entry | None:
-        """Claim a task: what is for this member alone, the newest of the own spawn deque, the oldest of the high lane, of the
-        own lane, of another's, of the low lane."""
+        """Claim a task: what is for this member alone, the newest of the own spawn deque, the oldest of the high lane,
+        of the own lane, of another's, of the low lane."""
         claim, words = self._row.claim, self._words
         if words[self._mail_tail] != self._mail_taken and (entry := self._take_mail()):
             return entry
@@ -285,20 +285,18 @@ class Worker:
 
     def gives_way(self, level: int) -> bool:
         """Between two items of a range of this priority: whether something of another one has its turn."""
-        words = self._words
-        if (
-            level == AT_NORMAL
-            and words[self._high_tail] == self._high_seen
-            and words[self._low_tail] == self._low_seen
-        ):
+        high, low = self._words[self._high_tail], self._words[self._low_tail]
+        if level == AT_NORMAL and high == self._high_seen and low == self._low_seen:
             return False
-        for other in ORDERS[(self._turn + 1) % TURNS]:
-            if other == level:
-                break
-            if self._waits(other):
-                self._high_seen = -1  # what is laid aside is not to be forgotten
+        waiting = [other for other in LEVELS if other != level and self._waits(other)]
+        if waiting:
+            first = next(it for it in ORDERS[(self._turn + 1) % TURNS] if it == level or it in waiting)
+            if first != level:
+                self._high_seen = -1  # it has to choose as long as something is laid aside
                 return True
-        self._turn += 1
+            self._turn += 1
+        elif level == AT_NORMAL:
+            self._high_seen, self._low_seen, self._turn = high, low, 0
         return False
 
     def _take_mail(self) -> Entry | None:

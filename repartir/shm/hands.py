@@ -1,9 +1,10 @@
 """What a member has in hand of a map: items that it has reserved, items that others may take, answers not yet sent.
 
 A member works on one range of items at a time.  It reserves a few from the front, runs them without any lock, reserves the
-next.  For a task of another priority it lays the range aside between two reservations, so it has a hand for each priority.  A thief takes the later half of what is not reserved, into a hand of its own, so that it can be robbed in its turn
-(lazy splitting: Tzannes et al. 2010).  ``next``, ``end`` and ``task`` of all hands change under one lock, the splitting
-lock; each change is committed by one store, the last of its section.
+next.  A thief takes the later half of what is not reserved, into a hand of its own, so that it can be robbed in its turn
+(lazy splitting: Tzannes et al. 2010).  For a task of another priority a member lays its range aside between two
+reservations, so it has a hand for each priority.  ``next``, ``end`` and ``task`` of all hands change under one lock, the
+splitting lock; each change is committed by one store, the last of its section.
 
 Answers are appended to the hand's buffer and committed by one store of ``bytes``, by the member alone: who buries it reads
 them, so a death costs no answer.  The argument is in ``README.md`` beside this file.

@@ -49,7 +49,14 @@ def on_fake_parts() -> Iterator[None]:
 
 def make_board(world: World, rows: int) -> Board:
     shape = RingLayout(
-        rows, capacity=4, spawn_capacity=4, outbox_bytes=256, mailbox_capacity=4, depth=8, cells=2, shared_capacity=4
+        rows,
+        capacity=4,
+        spawn_capacity=4,
+        outbox_bytes=256,
+        mailbox_capacity=4,
+        depth=8,
+        cells=2,
+        shared_capacity=4,
     )
     arena = world.segment(ARENA_BYTES, "arena")
     segment = world.segment(shape.total_bytes, "ring")
