@@ -42,7 +42,6 @@ class Limit:
                     return self.waiting[level]
         return None
 
-
     def may_post(self, stuck: Sequence[bool]) -> bool:
         """The same as a hint, without the pump's mutex: there is a place, and one waits whose priority is not ``stuck``."""
         return len(self.held) < self.most and any(

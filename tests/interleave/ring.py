@@ -141,8 +141,8 @@ class Client:
         self.inbox.append(record)
 
     def post(self, at: int, *, spawn: bool = False) -> None:
-        """Post all that wait to one deque, one by one, and wake a member for each."""
-        lane = (self.board.spawns if spawn else self.board.lanes)[at]
+        """Post all that wait to one deque, one by one, and wake a member for each; -2 is the high lane, -1 the low one."""
+        lane = self.board.deques[at] if at < 0 else (self.board.spawns if spawn else self.board.lanes)[at]
         parking = self.board.parking
         while self.inbox:
             record = self.inbox[0]
@@ -150,7 +150,7 @@ class Client:
             self.ledger.enter(record)
             assert lane.push_tail([(record.word, record.payload, record.flags)])
             if parking.anyone_idle():
-                parking.wake(1, at)
+                parking.wake(1, at if at >= 0 else None)
             self.inbox.popleft()
 
     def mail(self, at: int) -> None:
