@@ -8,7 +8,6 @@ the next.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 from repartir.ledger import Record
@@ -21,7 +20,7 @@ Queue = deque[Record[Any]]
 class Limit:
     """At most ``most`` tasks of one name are under way."""
 
-    __slots__ = ("held", "most", "turn", "waiting")
+    __slots__ = ("held", "most", "stuck", "turn", "waiting")
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -30,6 +29,8 @@ class Limit:
         self.waiting: tuple[Queue, ...] = tuple(deque() for _ in LEVELS)
         """By priority, those that have none."""
         self.turn = 0
+        self.stuck = False
+        """The next one waits for room."""
 
     def next(self) -> Queue | None:
         """The queue whose first task is the next to be posted; None when there is no place or nobody waits."""
@@ -42,11 +43,9 @@ class Limit:
                     return self.waiting[level]
         return None
 
-    def may_post(self, stuck: Sequence[bool]) -> bool:
-        """The same as a hint, without the pump's mutex: there is a place, and one waits whose priority is not ``stuck``."""
-        return len(self.held) < self.most and any(
-            queue and not is_stuck for queue, is_stuck in zip(self.waiting, stuck, strict=True)
-        )
+    def may_post(self) -> bool:
+        """A hint, without the pump's mutex: a task may be posted now."""
+        return not self.stuck and len(self.held) < self.most and any(self.waiting)
 
 
 class Limits:

@@ -295,7 +295,7 @@ class Pump:
         return self.ranked and bool(
             (self.urgent and not stuck[AT_HIGH])
             or (self.deferred and not stuck[AT_LOW])
-            or any(limit.may_post(stuck) for limit in self.limits.all())
+            or any(limit.may_post() for limit in self.limits.all())
         )
 
     def _note(self, record: TaskRecord) -> None:
@@ -458,26 +458,31 @@ class Pump:
     # ---- tasks to deques
 
     def _flush(self) -> None:
-        self.stuck = [False for _ in LEVELS]
         if self.ranked:
             self.place_free = False
+            self.stuck = [False for _ in LEVELS]
             self._flush_limited()
             self._flush_shared(AT_HIGH, self.urgent)
         self._flush_inbox()
         if self.ranked:
             self._flush_shared(AT_LOW, self.deferred)
 
+    def _room_at(self, at: int) -> int:
+        """Free slots of a deque.  Members tell nobody when they skip what was taken back: here it is skipped if need be."""
+        return self._queues[at].room() or self._queues[at].trim()
+
     def _flush_limited(self) -> None:
         """Post tasks with limits, as many as have places."""
         for limit in self.limits.all():
+            limit.stuck = False
             while (queue := limit.next()) is not None:
                 record = queue[0]
                 level, wish = level_of(record.flags), record.policy.worker
                 at = self._shared_at[level]
                 if level == AT_NORMAL:
                     at = self._best_lane() if wish is None or not self._queues[wish].room() else wish
-                if not (self._queues[at].room() and self._fill(queue, at, 1)):
-                    self.stuck[level] = True
+                if not (self._room_at(at) and self._fill(queue, at, 1)):
+                    limit.stuck = True
                     break
                 limit.turn += 1
 
@@ -485,13 +490,14 @@ class Pump:
         """Post tasks of a priority to its lane."""
         at = self._shared_at[level]
         while inbox:
-            room = self._queues[at].room()
+            room = self._room_at(at)
             if not room or not self._fill(inbox, at, min(room, len(inbox))):
                 self.stuck[level] = True
                 return
 
     def _flush_inbox(self) -> None:
         inbox, lanes = self.inbox, self.board.lanes
+        self.stuck[AT_NORMAL] = False
         while inbox:
             waiting, wish = len(inbox), inbox[0].policy.worker
             if wish is not None and lanes[wish].room():
@@ -501,7 +507,7 @@ class Pump:
             else:
                 at = min(range(len(lanes)), key=lambda row: lanes[row].size_hint())
                 share = min(-(-waiting // len(lanes)), _MOST_AT_ONCE)
-            room = lanes[at].room()
+            room = self._room_at(at)
             if not room or not self._fill(inbox, at, min(share, room)):
                 self.stuck[AT_NORMAL] = True
                 return
@@ -567,7 +573,7 @@ class Pump:
             if self.ended:
                 return
             box = self.board.mailboxes[row]
-            if not box.room():
+            if not self._room_at(len(self.board.lanes) + row):
                 raise RuntimeError(
                     f"{box.size_hint()} tasks for worker {row} alone wait already, behind the one it runs"
                 )

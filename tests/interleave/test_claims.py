@@ -19,7 +19,6 @@ from repartir.shm.layout import ANSWER, SLOT_WORDS
 from tests.interleave.explorer import Plan, ScheduleError, World, explore
 from tests.interleave.ring import Client, RingWorker, make_board, on_fake_parts
 
-
 HIGH_LANE = -2
 
 

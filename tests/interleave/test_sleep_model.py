@@ -12,10 +12,10 @@ without a lock.  (``_post_and_clear`` is two: the woken member runs between them
     push hint wake   Pump._fill: TaskDeque.push_tail, ParkingLot.anyone_idle, ParkingLot.wake
     mail row         Pump._mail: TaskDeque.push_tail, ParkingLot.wake_row
 
-Each worker has a lane and a mailbox, at which it looks first and nobody else does.  The high lane, where there is one, is
-behind the mailbox the first that each looks at (the low lane is one more that all look at).  A state is bad when every worker
-sleeps or runs a task, the client has nothing left to do, and one of them sleeps beside a task that it may take, in a lane
-or in its own mailbox: only the end of a running task would get it going.
+Each worker has a lane and a mailbox, at which it looks first and nobody else does.  The high lane, where there is one,
+is the next that each looks at; the low lane is one more that all look at.  A state is bad when every worker sleeps or
+runs a task, the client has nothing left to do, and one of them sleeps beside a task that it may take, in a lane or in its
+own mailbox: only the end of a running task would get it going.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ Step = tuple[str, State]
 def start(p: Protocol) -> State:
     none = (0,) * p.workers
     workers = (Worker("F"),) * p.workers
-    return State((0,) * (p.workers + p.has_high), none, 0, 0, none, FREE, Client("push"), workers, p.strays, p.timeouts)
+    return State(
+        (0,) * (p.workers + p.has_high), none, 0, 0, none, FREE, Client("push"), workers, p.strays, p.timeouts
+    )
 
 
 def put(values: tuple[int, ...], at: int, change: int) -> tuple[int, ...]:
@@ -134,7 +136,10 @@ def client_steps(p: Protocol, s: State) -> Iterator[Step]:
             if count < 0:
                 if lane == 0:
                     then = Client("hint", c.nth, p.workers)
-                    yield "client pushes to the high lane", s._replace(lanes=put(s.lanes, p.workers, 1), client=then)
+                    yield (
+                        "client pushes to the high lane",
+                        s._replace(lanes=put(s.lanes, p.workers, 1), client=then),
+                    )
                 continue
             then = Client("hint", c.nth, lane)
             if not p.hints_after_push:
