@@ -57,7 +57,7 @@ class Limits:
     def admit(self, limit: tuple[str, int]) -> Limit:
         """The limit of this name, made if it is new.  ``ValueError`` when it has another number."""
         name, most = limit
-        admitted = self._limits.setdefault(name, Limit(most))
+        admitted = self._limits.get(name) or self._limits.setdefault(name, Limit(most))
         if admitted.most != most:
             raise ValueError(
                 f"limit {name!r} is {admitted.most} in this executor already, so it cannot be {most}: "
