@@ -19,6 +19,7 @@ NAMES = (
     "maps",
     "efficiency",
     "nested",
+    "priorities",
     "main_functions",
     "main_global",
     "startup",

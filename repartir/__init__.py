@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from repartir.executor import Executor
     from repartir.future import Future
     from repartir.nested import current_executor
+    from repartir.policy import Priority
     from repartir.serial import SerialExecutor, worker_state
     from repartir.shared import SharedArray
 
@@ -28,6 +29,7 @@ __all__ = [
     "MemoryLimitExceeded",
     "NestingTooDeep",
     "PoisonTask",
+    "Priority",
     "RepartirError",
     "SerialExecutor",
     "SharedArray",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "Executor": "executor",
     "Future": "future",
+    "Priority": "policy",
     "SerialExecutor": "serial",
     "SharedArray": "shared",
     "current_executor": "nested",

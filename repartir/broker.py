@@ -332,6 +332,7 @@ class Broker:
         self._attempts.giving_up = True
         for record in self.pump.unsettled():
             record.future.cancel()
+        self.pump.drop_ranges()
 
     def _stop_members(self, *, terminate: bool) -> None:
         self._aborting = self.members.retiring = self.closing = True
@@ -498,7 +499,7 @@ class Broker:
         try:
             if not nap and pump.has_news_for_sure():
                 return
-            if (self._broker_watches and self._rouse.is_set()) or (pump.inbox and not pump.stuck):
+            if (self._broker_watches and self._rouse.is_set()) or pump.can_post():
                 return
             ready = poll.poll(nap if nap and (wait_ms is None or wait_ms > nap) else wait_ms)
             for fd, _ in ready:
@@ -592,7 +593,7 @@ class Broker:
 
     def _until_trim(self) -> float | None:
         """Seconds until idle memory goes back to the system, which happens here when they are over."""
-        if self.pump.ledger.records or self.pump.inbox:
+        if self.pump.ledger.records or self.pump.anything_waits():
             self._trim_at = None
             return None
         now, blocks = time.monotonic(), self.board.blocks
@@ -660,6 +661,8 @@ class Broker:
         if self._shared_freed:
             self._shared_freed = False
             self.board.parking.wake_all()
+        if pump.place_free:
+            pump.pump_surely()
         if pump.due:
             self._deliver()
             self._poke()
@@ -683,7 +686,7 @@ class Broker:
         if not self.closing or pump.due or board.closing:
             return False
         with pump.mutex:
-            if pump.inbox or pump.ledger.records:
+            if pump.anything_waits() or pump.ledger.records:
                 return False
             pump.ended = True  # a submit that comes now is refused
         board.set_closing()

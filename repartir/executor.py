@@ -31,7 +31,7 @@ from repartir.inherited import snapshot_inherited
 from repartir.ledger import name_of
 from repartir.mapjob import MapJob
 from repartir.nested import current_executor
-from repartir.policy import NO_POLICY, UNSET, Backoff, Policy
+from repartir.policy import NO_POLICY, UNSET, Backoff, Policy, Priority
 from repartir.progress import Told, reporter
 from repartir.serial import SerialExecutor, share
 from repartir.shm.board import BoardClosed
@@ -104,6 +104,8 @@ class _TakesTasks(concurrent.futures.Executor):
         warn_after: float | None = UNSET,
         name: str | None = UNSET,
         worker: int | None = UNSET,
+        priority: Priority | str = UNSET,
+        limit: tuple[str, int] | None = UNSET,
     ) -> ExecutorWithOptions:
         """This executor, with other rules for the tasks that are submitted through what is returned.
 
@@ -125,8 +127,15 @@ class _TakesTasks(concurrent.futures.Executor):
             name: what messages call the task; None: the function's name.  The ``name`` of an ``Executor`` is another thing.
             worker: put tasks into the queue of the worker of this number, from 0 on.  A wish: a worker that has nothing to
                 do steals them at once.  None: into any.  What must run in every worker is for `run_on_all`.
+            priority: "high", "normal" or "low", or a ``Priority``: workers take what is high first, in the order of submits,
+                also between two items of a map, and what is low when nothing else waits.  Of 16 tasks that a worker takes
+                one is a normal and one a low one, if such wait.  High and low tasks have no ``worker``.  What a task
+                submits itself is its worker's to run, whatever the priority.
+            limit: a name and a number, ``("licence", 2)``: at most two tasks of that name are under way at a time in this
+                executor.  The others wait in this process, by priority and in the order of submits.  A task that waits for a
+                retry does not count.  Raises ``ValueError`` for a name that has another number already.
 
-        With a time-out, another limit or retries each item of a ``map`` is a task of its own.
+        With a time-out, a limit of any kind or retries each item of a ``map`` is a task of its own.
         """
         policy = self._policy.changed(
             timeout=timeout,
@@ -140,7 +149,11 @@ class _TakesTasks(concurrent.futures.Executor):
             warn_after=warn_after,
             name=name,
             worker=worker,
+            priority=priority,
+            limit=limit,
         )
+        if policy.limit is not None:
+            self._broker.pump.limits.admit(policy.limit)
         if policy.worker is not None and policy.worker >= self._max_workers:
             raise ValueError(f"worker must be from 0 to {self._max_workers - 1}, not {policy.worker}")
         return ExecutorWithOptions(self, policy)
@@ -154,7 +167,8 @@ class _TakesTasks(concurrent.futures.Executor):
 
         When all have ended, the first error is raised, ``WorkerDied`` for a worker that died in it, with a note that says in
         which worker.  Ctrl-C ends the calls.  Raises ``RuntimeError`` after shutdown, in callbacks and signal handlers, and
-        when 32 calls wait for a worker already, ``BrokenProcessPool`` when the executor is broken.
+        when 32 calls wait for a worker already, ``ValueError`` under a limit of `options`, ``BrokenProcessPool`` when the
+        executor is broken.
         """
         broker = self._broker
         if broker.must_not_wait():
@@ -163,6 +177,8 @@ class _TakesTasks(concurrent.futures.Executor):
             )
         if broker.closing or broker.broken is not None:
             self._refuse()
+        if self._policy.limit is not None:
+            raise ValueError("run_on_all() calls in all workers at once, so it goes with no limit")
         ref = self._functions.encode(fn)
         call = encode_call(args, kwargs, self._functions.inherited, self._threshold)
         futures: list[Future[T]] = [
@@ -170,7 +186,7 @@ class _TakesTasks(concurrent.futures.Executor):
         ]
         try:
             for row, future in enumerate(futures):
-                policy = dataclasses.replace(self._policy, worker=row, exclusive=True)
+                policy = self._policy.changed(worker=row, exclusive=True, priority=Priority.NORMAL)
                 broker.pump.post(future, ref, call, 0, fn, policy)
         except BoardClosed:
             self._refuse()
@@ -392,7 +408,8 @@ class _TakesTasks(concurrent.futures.Executor):
         one_by_one = self._policy.one_by_one
         if one_by_one and chunksize not in (None, 1):
             raise ValueError(
-                f"with a time-out or retries each item is a task of its own: chunksize must be None, not {chunksize}"
+                f"with {self._policy.why_one_by_one} each item is a task of its own: "
+                f"chunksize must be None or 1, not {chunksize}"
             )
         if self._broker.closing or self._broker.broken is not None:
             self._refuse()

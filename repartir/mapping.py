@@ -129,7 +129,7 @@ class Feed:
         self._held = ref.hold()
         self._policy = policy
         self._star = star
-        self._flags = STAR * star | FOLD * fold
+        self._flags = STAR * star | FOLD * fold | policy.flag
         self._source: Iterator[Any] | None = None
         """Where more items come from; None when there are none."""
         self._chunk = 1

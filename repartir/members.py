@@ -26,6 +26,7 @@ from repartir.shm.layout import (
     MEMBER_READY,
     RANGE,
     SIZE_MASK,
+    level_of,
 )
 from repartir.supervisor import STARTS, MemberExited, Supervisor, describe_exit
 
@@ -159,6 +160,7 @@ class Members:
         if held is not None and held.flags & RANGE:
             self._judge_range(at, held, begun=begun == claim, expected=expected, exit_code=exit_code)
             claim = 0
+        self._post_laid_aside(at)
         for action in pump.ledger.member_died([claim], begun, expected=expected):
             if isinstance(action, Repost):
                 pump.repost(action.record, lost=not expected)
@@ -176,7 +178,7 @@ class Members:
         """A member died with items of a map in hand: what it answered counts, the item that it was in fails, the rest is
         posted anew."""
         pump, job, base = self._pump, record.job, record.base
-        hand, words = self._board.hands[at], self._board.words
+        hand, words = self._board.hands_of(at)[level_of(record.flags)], self._board.words
         if words[hand.task_word] == record.word:
             first, field, batch = hand.answers(batch_bytes)
             if field & SIZE_MASK:
@@ -197,6 +199,17 @@ class Members:
         elif open_from < end:
             pump.post_rest(record, open_from, end, reposts=reposts)
         pump.end_if_over(record)
+
+    def _post_laid_aside(self, at: int) -> None:
+        """The rests of ranges that a dead member had begun and was to go on with: all that it had reserved is answered."""
+        pump = self._pump
+        for hand in self._board.hands_of(at):
+            record = pump.ledger.records.get(self._board.words[hand.task_word] >> ATTEMPT_BITS)
+            if record is not None:
+                first, end = hand.take_rest()
+                if first < end:
+                    pump.post_rest(record, first, end, reposts=record.reposts)
+                pump.end_if_over(record)
 
     def _is_expected(self, at: int) -> bool:
         """Whether the member of this row ended of its own will or was killed for a task."""

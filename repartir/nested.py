@@ -12,6 +12,7 @@ from repartir import mapping, worker
 from repartir.children import Nest
 from repartir.future import Future
 from repartir.ledger import name_of
+from repartir.limits import Limits
 from repartir.policy import NO_POLICY
 from repartir.progress import Reporter, Told, reporter
 from repartir.serial import Running, SerialExecutor, running_in
@@ -32,6 +33,7 @@ class NestedExecutor(SerialExecutor):
         self.name = None
         self._shut = False
         self._policy = NO_POLICY
+        self._limits = Limits()
         self._nest = nest
         self._workers = workers
 
@@ -113,8 +115,13 @@ class NestedExecutor(SerialExecutor):
         return results if reduce is None else mapping.fold(reduce, results)
 
     def options(self, **options: Any) -> SerialExecutor:
-        """As `Executor.options`, but for limits: only what the client submits can be stopped by itself."""
+        """As `Executor.options`, but for limits and priorities: only what the client submits can be stopped or held back."""
         changed = super().options(**options)
+        if changed._policy.limit is not None or changed._policy.flag:
+            raise ValueError(
+                "limit and priority are for tasks that the client submits: what a task submits is its own worker's to run. "
+                "Give them to the task itself, executor.options(priority=…).submit(…)"
+            )
         if changed._policy.is_watched:
             raise ValueError(
                 "timeout, memory_limit and warn_after are for tasks that the client submits, with all that they submit in "

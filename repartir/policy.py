@@ -6,13 +6,14 @@ A ``Policy`` decides and does nothing: it knows no clock, and chance only as the
 from __future__ import annotations
 
 import dataclasses
+import enum
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from repartir.environment import as_integer, check_seconds, size_in_bytes
-from repartir.shm.layout import ATTEMPT_MASK
+from repartir.shm.layout import AT_HIGH, AT_LOW, AT_NORMAL, ATTEMPT_MASK, HIGH, LOW
 
 MOST_RETRIES = ATTEMPT_MASK - 1
 POISON_LIMIT = 3
@@ -22,7 +23,28 @@ MEMORY_LOOK_S = 0.25
 """How often the memory of a worker is looked at while its task has a limit: the kernel tells nobody when it grows."""
 _JITTER = 0.5
 
+TURNS = 16
+_BY_PRIORITY = (AT_HIGH, AT_NORMAL, AT_LOW)
+ORDERS = (
+    *[_BY_PRIORITY] * 7,
+    (AT_NORMAL, AT_HIGH, AT_LOW),
+    *[_BY_PRIORITY] * 7,
+    (AT_LOW, AT_HIGH, AT_NORMAL),
+)
+"""Which priorities come first at each of ``TURNS`` turns, so that none waits for ever while others keep coming."""
+
 Backoff = float | Callable[[int], float]
+
+
+class Priority(enum.StrEnum):
+    """Which tasks are begun first."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+_FLAGS = {Priority.HIGH: HIGH, Priority.NORMAL: 0, Priority.LOW: LOW}
 
 
 class Unset:
@@ -53,6 +75,8 @@ class Policy:
         name: what messages call the task; None: the function's name.
         worker: the row whose member is to run the task; others may steal it; None: any.
         exclusive: nobody but that member runs it.
+        priority: which tasks are begun before it.
+        limit: a name, and how many tasks of that name may be under way at a time; None: any number.
     """
 
     timeout: float | None = None
@@ -67,6 +91,8 @@ class Policy:
     name: str | None = None
     worker: int | None = None
     exclusive: bool = False
+    priority: Priority = Priority.NORMAL
+    limit: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("timeout", "warn_after"):
@@ -83,6 +109,11 @@ class Policy:
             raise TypeError(f"idempotent must be True or False, not {self.idempotent!r}")
         if self.worker is not None:
             object.__setattr__(self, "worker", _count("worker", self.worker, 0))
+        if self.priority not in list(Priority):
+            raise ValueError(f"priority must be 'high', 'normal' or 'low', not {self.priority!r}")
+        object.__setattr__(self, "priority", Priority(self.priority))
+        if self.limit is not None:
+            object.__setattr__(self, "limit", _limit(self.limit))
         if not isinstance(self.retry_on, tuple):
             object.__setattr__(self, "retry_on", (self.retry_on,))
         for kind in self.retry_on:
@@ -107,7 +138,12 @@ class Policy:
     @property
     def one_by_one(self) -> bool:
         """Whether each item of a map must be a task of its own."""
-        return self.is_watched or self.may_repeat
+        return self.is_watched or self.may_repeat or self.limit is not None
+
+    @property
+    def flag(self) -> int:
+        """What the slot of such a task says of its priority."""
+        return _FLAGS[self.priority]
 
     @property
     def why_one_by_one(self) -> str:
@@ -118,6 +154,7 @@ class Policy:
             "warn_after": self.warn_after is not None,
             "retries": self.retries > 0,
             "idempotent": self.idempotent,
+            "limit": self.limit is not None,
         }
         return ", ".join(name for name, is_given in given.items() if is_given)
 
@@ -151,6 +188,12 @@ def _count(what: str, value: Any, least: int, most: int | None = None) -> int:
     if most is not None and count > most:
         raise ValueError(f"{what} must be at most {most}, not {count}")
     return count
+
+
+def _limit(limit: Any) -> tuple[str, int]:
+    if not (isinstance(limit, tuple) and len(limit) == 2 and isinstance(limit[0], str)):
+        raise TypeError(f"limit must be a name and a number, ('licence', 2) for one, not {limit!r}")
+    return limit[0], _count("the number of a limit", limit[1], 1)
 
 
 NO_POLICY = Policy()

@@ -24,6 +24,7 @@ from repartir.errors import InternalError, SharedMemoryFull
 from repartir.functions import FunctionRef
 from repartir.future import Future
 from repartir.ledger import Ledger, Record
+from repartir.limits import Limits
 from repartir.mapjob import Folded, MapJob, Outcome, cancelled
 from repartir.payloads import FUNCTION, HEAD_BYTES, PIECE, RANGE, SPAN
 from repartir.policy import NO_POLICY, Policy
@@ -34,16 +35,23 @@ from repartir.shm.layout import (
     AGAIN,
     ANSWER,
     ANSWER_IN_BLOCK,
+    AT_HIGH,
+    AT_LOW,
+    AT_NORMAL,
     ATTEMPT_BITS,
     FOLD,
+    HIGH,
     IN_BLOCK,
     ITEM,
     ITEM_IN_BLOCK,
     ITEMS,
+    LEVELS,
+    LOW,
     MEMBER_READY,
     SIZE_MASK,
     SLOT_PAYLOAD_BYTES,
     TIMED,
+    level_of,
 )
 from repartir.shm.layout import RANGE as IS_RANGE
 from repartir.shm.outbox import records
@@ -78,6 +86,16 @@ class Pump:
         self.board = board
         self.ledger: Ledger[TaskFuture] = Ledger()
         self.inbox: deque[TaskRecord] = deque()
+        self.urgent: deque[TaskRecord] = deque()
+        self.deferred: deque[TaskRecord] = deque()
+        """Inboxes of their own for tasks of high and of low priority."""
+        self.limits = Limits()
+        self.ranked = False
+        """Some task had a priority or a limit: more than the inbox is to be looked at."""
+        self.place_free = False
+        """A task is over whose limit others wait for."""
+        self.dying: dict[int, list[tuple[TaskRecord, int]]] = {}
+        """By row, places that cancelled tasks hold until their member is dead."""
         self.due: deque[tuple[TaskFuture, Any, BaseException | None]] = deque()
         """Outcomes, also ``CANCELLED``, for futures that somebody waits on by other means: the broker's thread delivers."""
         self.said: deque[tuple[int, int, bytes]] = deque()
@@ -112,8 +130,8 @@ class Pump:
         self.kill: Callable[[int], None] = _nobody_to_kill
         """Ends the member of a row."""
         self.mutex = threading.RLock()
-        self.stuck = False
-        """The first task of the inbox waits for room."""
+        self.stuck = [False for _ in LEVELS]
+        """By priority: the first task of that inbox waits for room."""
         self.answered = 0
         """How many answers came in."""
         self.ended = False
@@ -124,6 +142,9 @@ class Pump:
             for row, lane in zip(board.rows, board.lanes, strict=True)
         ]
         """Where tasks go: row, and the words that tell how busy its member is."""
+        self._queues: tuple[TaskDeque, ...] = (*board.lanes, *board.mailboxes, board.high, board.low)
+        self._shared_at = (-1, len(self._queues) - 2, len(self._queues) - 1)
+        """By priority, which of these all members take from."""
         self._sources = [
             (row.index, outbox, outbox.tail_word, row.blocked)
             for row, outbox in zip(board.rows, board.outboxes, strict=True)
@@ -169,14 +190,15 @@ class Pump:
                 self._place_first(record, parts_of(call))
             if job is not None:
                 job.enter(record, item, 1)
+            inbox = self.inbox if policy is NO_POLICY else self._inbox_of(record)
             if policy.exclusive:
                 self._mail(record)
             else:
-                self.inbox.append(record)
+                inbox.append(record)
         except BaseException:
             self._withdraw_uncommitted(record)
             raise
-        self._after_commit()
+        self._after_commit(record, inbox)
 
     def post_items(
         self,
@@ -195,29 +217,64 @@ class Pump:
         payload, keep = head + RANGE.pack(0, count), (ref, ref.hold(), keep)
         record: TaskRecord = Record(future.task_id, future, payload, flags | IS_RANGE, keep, name)
         try:
+            self.ranked = self.ranked or bool(flags & (HIGH | LOW))
             self._place_first(record, parts)
             job.enter(record, first, count)
-            self.inbox.append(record)
+            inbox = self._inbox_of(record)
+            inbox.append(record)
         except BaseException:
             self._withdraw_uncommitted(record)
             raise
-        self._after_commit()
+        self._after_commit(record, inbox)
 
     def _place_first(self, record: TaskRecord, parts: Sequence[Part]) -> None:
         if not self.place_in_memory(record, parts):
             self.on_full(record, parts)
 
-    def _after_commit(self) -> None:
+    def _after_commit(self, record: TaskRecord, inbox: deque[TaskRecord]) -> None:
         if self.ended:
             raise BoardClosed
-        if len(self.ledger.records) < self.backlog:
+        if len(self.ledger.records) < self.backlog or record.flags & HIGH:
             self.pump(drain=False)
-        elif len(self.inbox) >= DEFER:
+        elif len(inbox) >= DEFER:
             self.pump()
+
+    def _inbox_of(self, record: TaskRecord) -> deque[TaskRecord]:
+        """Where a task waits until it is posted."""
+        if record.policy.limit is not None:
+            return self.limits.queue_of(record)
+        if record.flags & (HIGH | LOW):
+            return self.urgent if record.flags & HIGH else self.deferred
+        return self.inbox
+
+    def _inboxes(self) -> list[deque[TaskRecord]]:
+        return [self.urgent, self.inbox, self.deferred, *self.limits.queues()]
+
+    def waiting(self) -> list[TaskRecord]:
+        """The tasks that are not posted yet."""
+        return [record for inbox in self._inboxes() for record in list(inbox)]
+
+    def anything_waits(self) -> bool:
+        """Whether there are such."""
+        return bool(self.inbox or (self.ranked and any(self._inboxes())))
+
+    def can_post(self) -> bool:
+        """Whether there are some for which there may be room."""
+        stuck = self.stuck
+        if self.inbox and not stuck[AT_NORMAL]:
+            return True
+        return self.ranked and bool(
+            (self.urgent and not stuck[AT_HIGH])
+            or (self.deferred and not stuck[AT_LOW])
+            or any(limit.may_post() for limit in self.limits.all())
+        )
 
     def _note(self, record: TaskRecord) -> None:
         """Do what the policy of a task that is about to be posted calls for."""
         policy = record.policy
+        record.flags |= policy.flag
+        if policy.flag or policy.limit is not None:
+            self.ranked = True
         if policy.may_repeat:
             record.flags |= AGAIN
         if not policy.is_watched:
@@ -245,7 +302,8 @@ class Pump:
 
         In this order: who takes it from the inbox has entered it before.
         """
-        if not any(each is record for each in list(self.inbox)) and record.state is TaskState.PENDING:
+        inbox = self._inbox_of(record)
+        if not any(each is record for each in list(inbox)) and record.state is TaskState.PENDING:
             block, record.block = record.block, None
             if type(block) is Handle:
                 self.board.blocks.free(block)
@@ -306,6 +364,7 @@ class Pump:
     def rests(self, record: TaskRecord) -> None:
         """The task waits for another attempt: nobody is to wait for the room that its arguments take.  Under ``mutex``."""
         self._drop_pieces(record.word)
+        self._let_go(record, record.task_id)
         self.ledger.repost(record)
         self.placed.discard(record.task_id)
         if self.room:
@@ -318,7 +377,13 @@ class Pump:
         if record.policy.exclusive:
             self._mail_again(record)
         else:
-            self.inbox.append(record)
+            self._inbox_of(record).append(record)
+
+    def _let_go(self, record: TaskRecord, token: int) -> None:
+        """The task has no place under its limit any more, if it has one.  Under ``mutex``; may be repeated."""
+        if record.policy.limit is not None and self.limits.let_go(record, token):
+            self.place_free = True
+            self._on_news()
 
     def _tell_of_room(self) -> None:
         """Some block was given back, or will not be soon: who waits looks again.  Under ``mutex``."""
@@ -337,17 +402,17 @@ class Pump:
                         return
                     if self.ended:
                         return
-                    if inbox:
+                    if inbox or self.ranked:
                         self._flush()
-                    if drain and self._drain() and inbox:
+                    if drain and self._drain() and (inbox or self.ranked):
                         self._flush()
-                    stuck = self.stuck
+                    stuck = self.stuck[AT_NORMAL]
                 finally:
                     try:
                         mutex.release()  # the first call here: after any other a signal handler may raise
                     except RuntimeError:
                         pass  # another thread has it
-                if stuck or not inbox:
+                if (stuck or not inbox) and not (self.ranked and self.can_post()):
                     return
         except BaseException:
             self._on_news()  # interrupted: the broker's thread does the rest
@@ -364,8 +429,46 @@ class Pump:
     # ---- tasks to deques
 
     def _flush(self) -> None:
+        if self.ranked:
+            self.place_free = False
+            self.stuck = [False for _ in LEVELS]
+            self._flush_limited()
+            self._flush_shared(AT_HIGH, self.urgent)
+        self._flush_inbox()
+        if self.ranked:
+            self._flush_shared(AT_LOW, self.deferred)
+
+    def _room_at(self, at: int) -> int:
+        """Free slots of a deque.  Members tell nobody when they skip what was taken back: here it is skipped if need be."""
+        return self._queues[at].room() or self._queues[at].trim()
+
+    def _flush_limited(self) -> None:
+        """Post tasks with limits, as many as have places."""
+        for limit in self.limits.all():
+            limit.stuck = False
+            while (queue := limit.next()) is not None:
+                record = queue[0]
+                level, wish = level_of(record.flags), record.policy.worker
+                at = self._shared_at[level]
+                if level == AT_NORMAL:
+                    at = self._best_lane() if wish is None or not self._queues[wish].room() else wish
+                if not (self._room_at(at) and self._fill(queue, at, 1)):
+                    limit.stuck = True
+                    break
+                limit.turn += 1
+
+    def _flush_shared(self, level: int, inbox: deque[TaskRecord]) -> None:
+        """Post tasks of a priority to its lane."""
+        at = self._shared_at[level]
+        while inbox:
+            room = self._room_at(at)
+            if not room or not self._fill(inbox, at, min(room, len(inbox))):
+                self.stuck[level] = True
+                return
+
+    def _flush_inbox(self) -> None:
         inbox, lanes = self.inbox, self.board.lanes
-        self.stuck = False
+        self.stuck[AT_NORMAL] = False
         while inbox:
             waiting, wish = len(inbox), inbox[0].policy.worker
             if wish is not None and lanes[wish].room():
@@ -375,9 +478,9 @@ class Pump:
             else:
                 at = min(range(len(lanes)), key=lambda row: lanes[row].size_hint())
                 share = min(-(-waiting // len(lanes)), _MOST_AT_ONCE)
-            room = lanes[at].room()
-            if not room or not self._fill(at, min(share, room)):
-                self.stuck = True
+            room = self._room_at(at)
+            if not room or not self._fill(inbox, at, min(share, room)):
+                self.stuck[AT_NORMAL] = True
                 return
 
     def _best_lane(self) -> int:
@@ -395,21 +498,24 @@ class Pump:
                 shortest, least = at, waiting
         return free if free >= 0 else shortest
 
-    def _fill(self, at: int, count: int) -> bool:
-        """Post the first ``count`` tasks of the inbox to lane ``at``; False if nothing more can be posted now.
+    def _fill(self, inbox: deque[TaskRecord], at: int, count: int) -> bool:
+        """Post the first ``count`` tasks of an inbox to lane ``at``; False if nothing more can be posted now.
 
         A task's place is written before the deque's commit store, and the task leaves the inbox after it and after the
         wake: from the deque's tail one sees later whether an interrupted attempt was committed.
         """
-        inbox, board = self.inbox, self.board
-        lane, enter = board.lanes[at], self.ledger.enter
+        board = self.board
+        lane, enter = self._queues[at], self.ledger.enter
         entries, position, wanted = [], lane.tail, 0
         for nth in range(count):  # by index, since others append meanwhile
             record = inbox[nth]
             if record.future._state != "PENDING" or record.lane >= 0 or type(record.block) is list:
                 break
-            if nth and record.policy is not NO_POLICY and record.policy.worker is not None:
-                break
+            if record.policy is not NO_POLICY:
+                if nth and record.policy.worker is not None:
+                    break
+                if record.policy.limit is not None:
+                    self.limits.hold(record)
             record.lane = at
             record.position = position
             enter(record)
@@ -417,12 +523,12 @@ class Pump:
             wanted += len(board.rows) if record.flags & IS_RANGE else 1
             position += 1
         if not entries:
-            return self._fix_first()
+            return self._fix_first(inbox)
         if not lane.push_tail(entries):
             raise InternalError("a lane had less room than it showed")
         parking = board.parking
         if parking.anyone_idle():
-            parking.wake(wanted, at)
+            parking.wake(wanted, at if at < len(board.rows) else None)
         for _ in entries:
             inbox.popleft()
         return True
@@ -438,7 +544,7 @@ class Pump:
             if self.ended:
                 return
             box = self.board.mailboxes[row]
-            if not box.room():
+            if not self._room_at(len(self.board.lanes) + row):
                 raise RuntimeError(
                     f"{box.size_hint()} tasks for worker {row} alone wait already, behind the one it runs"
                 )
@@ -454,21 +560,21 @@ class Pump:
                 self._on_news()
                 raise
 
-    def _fix_first(self) -> bool:
-        """Deal with a first task of the inbox that is not simply to be posted; False if it must wait."""
-        record = self.inbox[0]
+    def _fix_first(self, inbox: deque[TaskRecord]) -> bool:
+        """Deal with a first task of an inbox that is not simply to be posted; False if it must wait."""
+        record = inbox[0]
         if record.future._state != "PENDING":
             self.forget(record, TaskEvent.CANCEL)
         elif record.lane >= 0:
             if self._is_uncommitted(record):
                 record.lane = record.position = -1
                 return True
-            self.board.parking.wake(1, record.lane)
+            self.board.parking.wake()
         elif not self._room_for_arguments(record):
             return False
         elif type(record.block) is not list:
             return True
-        self.inbox.popleft()
+        inbox.popleft()
         return True
 
     def _room_for_arguments(self, record: TaskRecord) -> bool:
@@ -666,7 +772,7 @@ class Pump:
         job.enter_rest(rest, record, base + first, base + end)
         if type(rest.block) is Handle:
             self.placed.add(rest.task_id)
-        self.inbox.appendleft(rest)
+        self._inbox_of(rest).appendleft(rest)
 
     def give_up(self, job: MapJob, *, running: bool) -> None:
         """Nobody wants what members are still to run of a job; with ``running`` those that run it are stopped."""
@@ -680,8 +786,7 @@ class Pump:
                 if not record.flags & IS_RANGE:
                     calls.append(record.future)
                     continue
-                if type(record.block) is Handle:
-                    pages.cancel(self.board.blocks.peek(record.block)[0])
+                self._drop_range(record)
                 for row in self.board.rows if running else ():
                     if self.board.words[row.claim] == record.word and self.board.condemn(
                         row.index, record.word
@@ -689,6 +794,17 @@ class Pump:
                         self.kill(row.index)
         for future in calls if running else ():
             self.stop(future, self.kill)
+
+    def drop_ranges(self) -> None:
+        """What members have not begun of any map is to be cancelled."""
+        if not self.mutex._is_owned():  # type: ignore[attr-defined]
+            with self.mutex:
+                for record in [] if self.ended else self.unsettled():
+                    self._drop_range(record)
+
+    def _drop_range(self, record: TaskRecord) -> None:
+        if record.flags & IS_RANGE and type(record.block) is Handle:
+            pages.cancel(self.board.blocks.peek(record.block)[0])
 
     def wake(self, turn: Future[None]) -> None:
         """The outcome that the consumer of a map waits for is here."""
@@ -734,6 +850,7 @@ class Pump:
             self._drop_pieces(record.word)
         if record.policy is not NO_POLICY:
             self.watched.discard(record.task_id)
+            self._let_go(record, record.task_id)
         block = record.block
         if job is not None and not job.leave(record):
             block = None
@@ -778,7 +895,7 @@ class Pump:
 
     def repost(self, record: TaskRecord, *, lost: bool = True) -> None:
         """The member of a task that had not begun died, ``lost`` or told to end: the task is next.  Under ``mutex``."""
-        for waiting in list(self.inbox):
+        for waiting in self.waiting():
             # What an interrupted attempt left: the position may soon be another task's, and then looks committed.
             if self._is_uncommitted(waiting):
                 waiting.lane = waiting.position = -1
@@ -786,7 +903,7 @@ class Pump:
         if record.policy.exclusive:
             self._mail_again(record)
         else:
-            self.inbox.appendleft(record)
+            self._inbox_of(record).appendleft(record)
 
     def _mail_again(self, record: TaskRecord) -> None:
         try:
@@ -795,10 +912,8 @@ class Pump:
             self.settle(record, None, exc, TaskEvent.FAIL)
 
     def _queue_of(self, record: TaskRecord) -> TaskDeque:
-        """The lane or, behind these in number, the mailbox that a task was posted to."""
-        board = self.board
-        rows = len(board.lanes)
-        return board.lanes[record.lane] if record.lane < rows else board.mailboxes[record.lane - rows]
+        """The deque that a task was posted to."""
+        return self._queues[record.lane]
 
     def take_back(self, future: TaskFuture) -> bool:
         """Cancel the task of ``future`` if nobody has begun it."""
@@ -865,6 +980,9 @@ class Pump:
                     self.drain_row(row.index)
                     if future.done():
                         return False
+                    if record.policy.limit is not None:
+                        token = self.limits.hold_until_dead(record)
+                        self.dying.setdefault(row.index, []).append((record, token))
                     if type(record.block) is Handle:
                         self.orphans.setdefault(row.index, []).append(record.block)
                         record.block = None
@@ -881,6 +999,8 @@ class Pump:
         """The member of this row is dead: nobody uses the arguments of tasks that it was killed for."""
         for handle in self.orphans.pop(at, ()):
             self.board.blocks.free(handle)
+        for record, token in self.dying.pop(at, ()):
+            self._let_go(record, token)
         if self.room:
             self._tell_of_room()
 
@@ -901,7 +1021,7 @@ class Pump:
         entered = self.ledger.records
         return [
             *entered.values(),
-            *(record for record in list(self.inbox) if record.task_id not in entered),
+            *(record for record in self.waiting() if record.task_id not in entered),
         ]
 
     def end(self, make_error: Callable[[], BaseException]) -> None:
@@ -911,7 +1031,8 @@ class Pump:
                 self._drain()
             self.ended = True
             pending = self.unsettled()
-            self.inbox.clear()
+            for inbox in self._inboxes():
+                inbox.clear()
             for record in pending:
                 if record.job is None:
                     self._hand_to_broker(record.future, None, make_error())
@@ -932,6 +1053,7 @@ class Pump:
         """Nothing is pumped any more, and nothing here keeps the memory mapped.  Takes no lock."""
         self.ended = self.views.ended = True
         self._sources = []
+        self._queues = ()
 
 
 def _error_of(record: TaskRecord, answer: outcome.Error) -> BaseException:

@@ -49,12 +49,17 @@ class Host(Protocol):
 
     def goes_on(self) -> bool: ...
 
+    def gives_way(self, level: int) -> bool: ...
+
 
 class RangeLoop:
-    """Runs ranges for the member of row ``index``."""
+    """Runs ranges of one priority for the member of row ``index``."""
 
-    def __init__(self, board: Board, index: int, host: Host, threshold: int, piece_bytes: int) -> None:
-        self._hand = board.hands[index]
+    def __init__(
+        self, board: Board, index: int, level: int, host: Host, threshold: int, piece_bytes: int
+    ) -> None:
+        self._level = level
+        self._hand = board.hands_of(index)[level]
         self._words = board.words
         self._data = board.segments[0].data
         self._blocks = board.blocks
@@ -79,9 +84,8 @@ class RangeLoop:
         self._sent_at = 0.0
 
     def run(self, entry: Entry, most: int) -> int:
-        """Work on a claimed range until nothing is left of it, or ``most`` items are done; how many were.
-
-        A range that stays whole is one task.
+        """Work on a claimed range until nothing is left of it, ``most`` items are done, or something of another priority has
+        its turn: then the rest is laid aside.  How many items were done; a range that stays whole is one task.
         """
         word, payload, flags = entry
         hand, words = self._hand, self._words
@@ -117,12 +121,20 @@ class RangeLoop:
         self._words[self._row.started] = 0
         self._hand.put_down()
 
+    def _lay_aside(self) -> None:
+        self._words[self._row.started] = 0
+        self._hand.lay_aside()
+
     def _work(self, fn: Callable[..., Any], items: PagedItems, flags: int, most: int) -> int:
         clock, host = time.perf_counter, self._host
         serve = self._fold if flags & FOLD else self._serve
         began = self._sent_at = clock()
         done, share, at = 0, 1, self._words[self._hand.first_word]
         while done < most and (host.goes_on() or self._whole is not None):
+            if done and self._whole is None and host.gives_way(self._level):
+                self._flush(at)
+                self._lay_aside()
+                return done
             reserved = self._reserve(min(share, most - done))
             if reserved is None:
                 self._flush(at)

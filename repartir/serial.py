@@ -20,6 +20,7 @@ from repartir.codec import Encoded, encode_value, parts_of
 from repartir.cores import AUTO, share_of_cores
 from repartir.future import Future
 from repartir.ledger import name_of
+from repartir.limits import Limits
 from repartir.policy import NO_POLICY, Policy
 from repartir.progress import Reporter, Told, reporter
 from repartir.stats import ExecutorStats, shared_bytes
@@ -72,6 +73,7 @@ class SerialExecutor(concurrent.futures.Executor):
         self.name = name
         self._shut = False
         self._policy = _changed(NO_POLICY, "SerialExecutor", options)
+        self._limits = Limits()
         self._worker_state = None if initializer is None else initializer(*initargs)
 
     def __repr__(self) -> str:
@@ -128,10 +130,12 @@ class SerialExecutor(concurrent.futures.Executor):
         return self.map(functools.partial(_apply, fn), iterable, **options)  # type: ignore[no-any-return]
 
     def options(self, **options: Any) -> SerialExecutor:
-        """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped, nor sent elsewhere."""
+        """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped, sent away, held back."""
         changed = copy.copy(self)
         changed._executor = self
         changed._policy = _changed(self._policy, "SerialExecutor.options", options)
+        if changed._policy.limit is not None:
+            self._limits.admit(changed._policy.limit)
         return changed
 
     async def asubmit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

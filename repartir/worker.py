@@ -25,18 +25,23 @@ from repartir.hygiene import take_ctrl_c
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
 from repartir.payloads import FUNCTION, HEAD_BYTES, PIECE
+from repartir.policy import ORDERS, TURNS
 from repartir.portable import without_outermost_frame
 from repartir.rangeloop import RangeLoop
 from repartir.residence import limit_address_space, own_bytes
 from repartir.shm.arena import RESULT, Handle
 from repartir.shm.blocks import BlockRef, watch
 from repartir.shm.board import Board, ClientSleep, Kind, MemberState
-from repartir.shm.deque import Entry
+from repartir.shm.deque import Entry, TaskDeque
+from repartir.shm.hands import is_there_a_rest
 from repartir.shm.layout import (
     AGAIN,
     ANSWER,
     ANSWER_IN_BLOCK,
     ANSWER_PIECE,
+    AT_HIGH,
+    AT_LOW,
+    AT_NORMAL,
     CALL_EACH,
     CALL_MANY,
     CHILD,
@@ -44,11 +49,13 @@ from repartir.shm.layout import (
     DEPTH_SHIFT,
     H_CLIENT_SLEEP,
     IN_BLOCK,
+    LEVELS,
     MEMBER_BROKEN,
     MEMBER_LOG,
     MEMBER_READY,
     RANGE,
     TIMED,
+    level_of,
 )
 
 SPIN_S = 60e-6
@@ -114,16 +121,36 @@ class Worker:
         self._largest_bytes = self._outbox.largest_bytes
         same = self._others(Kind.CPU)
         self._victims = [deque for at in same for deque in (board.lanes[at], board.spawns[at])]
-        self._hand = board.hands[index]
-        self._hands = [board.hands[at] for at in same]
+        self._shared = board.high, board.low
+        self._queues: list[list[TaskDeque]] = [[self._lane, *self._victims], [board.high], [board.low]]
+        """By priority, where tasks lie that this member may take; not its own children."""
+        self._hands = board.hands_of(index)
+        """By priority, what this member has in hand."""
+        others = [board.hands_of(at) for at in same]
+        self._others_hands = [[hands[level] for hands in others] for level in LEVELS]
+        """By priority, what others have."""
+        self._stealable = [
+            (hand, self._hands[level])
+            for level in (AT_HIGH, AT_NORMAL, AT_LOW)
+            for hand in self._others_hands[level]
+        ]
+        self._high_tail, self._low_tail = board.high.tail_word, board.low.tail_word
+        self._high_seen = self._low_seen = 0
+        """Their tails when nothing of another priority than normal waited: while they are the same nothing does."""
+        self._turn = 0
+        """How often this member has chosen among priorities, see ``policy.ORDERS``."""
         calls = {CALL_MANY: call_many, CALL_EACH: call_each}
         self.nest = Nest(board, index, self._functions, settings.inherited, settings.out_of_band, calls)
         """What tasks of this member submit, and children of others."""
-        self._ends = [
-            (deque.head_word, deque.tail_word) for deque in (self._lane, self._spawn, *self._victims)
-        ] + [(hand.next_word, hand.end_word) for hand in self._hands]
+        self._open_to_all = [self._lane, self._spawn, *self._victims, *self._shared]
+        self._ends = [(deque.head_word, deque.tail_word) for deque in self._open_to_all] + [
+            (hand.next_word, hand.end_word) for hand, _ in self._stealable
+        ]
         self._spin_ends = [(self._mailbox.head_word, self._mail_tail), *self._ends]
-        self._ranges = RangeLoop(board, index, self, settings.out_of_band, self._largest_bytes)
+        self._ranges = [
+            RangeLoop(board, index, level, self, settings.out_of_band, self._largest_bytes)
+            for level in LEVELS
+        ]
         self._pid = os.getpid()
         self.state: Any = None
         """What the initializer has returned."""
@@ -191,25 +218,95 @@ class Worker:
         return len(self._victims) // 2 + 1
 
     def find_work(self) -> Entry | None:
-        """Claim a task: what is for this member alone, the newest of the own spawn deque, the oldest of the own lane, the
-        oldest of another's."""
+        """Claim a task: what is for this member alone, the newest of the own spawn deque, the oldest of the high lane,
+        of the own lane, of another's, of the low lane."""
         claim, words = self._row.claim, self._words
         if words[self._mail_tail] != self._mail_taken and (entry := self._take_mail()):
             return entry
         spawn, lane = self._spawn, self._lane
         if words[spawn.head_word] != words[spawn.tail_word] and (entry := spawn.pop_tail(claim)):
             return entry
+        if (
+            words[self._high_tail] != self._high_seen or words[self._low_tail] != self._low_seen
+        ) and self._priorities_wait():
+            return self._find_by_priority()
         if words[lane.head_word] != words[lane.tail_word] and (entry := lane.pop_head(claim)):
             return entry
         for victim in self._victims:
             if words[victim.head_word] != words[victim.tail_word] and (entry := victim.pop_head(claim)):
                 words[self._row.steals] += 1
                 return entry
-        for hand in self._hands:
-            if words[hand.next_word] != words[hand.end_word] and (entry := self._hand.steal(hand)):
+        for hand, own in self._stealable:
+            if words[hand.next_word] != words[hand.end_word] and (entry := own.steal(hand)):
                 words[self._row.steals] += 1
                 return entry
         return None
+
+    def _find_by_priority(self) -> Entry | None:
+        self._turn += 1
+        for level in ORDERS[self._turn % TURNS]:
+            if entry := self._take(level):
+                return entry
+        return None
+
+    def _take(self, level: int) -> Entry | None:
+        """Claim a task of this priority: what was laid aside, what waits, what another member has in hand.
+
+        Another's range comes into the own hand, so only when nothing is laid aside there.
+        """
+        claim, words, own = self._row.claim, self._words, self._hands[level]
+        if words[own.task_word] and (entry := own.resume()):
+            return entry
+        for deque in self._queues[level]:
+            if words[deque.head_word] != words[deque.tail_word] and (entry := deque.pop_head(claim)):
+                words[self._row.steals] += deque is not self._lane and level == AT_NORMAL
+                return entry
+        for hand in self._others_hands[level]:
+            if words[hand.next_word] != words[hand.end_word] and (entry := own.steal(hand)):
+                words[self._row.steals] += 1
+                return entry
+        return None
+
+    def _priorities_wait(self) -> bool:
+        """Whether this member has to choose among priorities: there is something high or low, or a range laid aside."""
+        words = self._words
+        high, low = words[self._high_tail], words[self._low_tail]
+        if words[self._hands[AT_NORMAL].task_word] or self._waits(AT_HIGH) or self._waits(AT_LOW):
+            return True
+        self._high_seen, self._low_seen, self._turn = high, low, 0
+        return False
+
+    def _waits(self, level: int) -> bool:
+        """A hint: something of this priority can be taken."""
+        words = self._words
+        if words[self._hands[level].task_word]:
+            return True
+        for deque in self._queues[level]:
+            if words[deque.head_word] != words[deque.tail_word]:
+                return True
+        for hand in self._others_hands[level]:
+            if words[hand.next_word] != words[hand.end_word]:
+                return True
+        return False
+
+    def gives_way(self, level: int) -> bool:
+        """Between two items of a range of this priority: whether there is mail, or something of another one has its turn."""
+        if self._words[self._mail_tail] != self._mail_taken:
+            self._high_seen = -1
+            return True
+        high, low = self._words[self._high_tail], self._words[self._low_tail]
+        if level == AT_NORMAL and high == self._high_seen and low == self._low_seen:
+            return False
+        waiting = [other for other in LEVELS if other != level and self._waits(other)]
+        if waiting:
+            first = next(it for it in ORDERS[(self._turn + 1) % TURNS] if it == level or it in waiting)
+            if first != level:
+                self._high_seen = -1  # it has to choose as long as something is laid aside
+                return True
+            self._turn += 1
+        elif level == AT_NORMAL:
+            self._high_seen, self._low_seen, self._turn = high, low, 0
+        return False
 
     def _take_mail(self) -> Entry | None:
         entry = self._mailbox.pop_head(self._row.claim)
@@ -232,7 +329,7 @@ class Worker:
             if word & CHILD:
                 self.nest.run_stolen(entry)
                 return 1
-            done = self._ranges.run(entry, most if most > 0 else 1 << 62)
+            done = self._ranges[level_of(flags)].run(entry, most if most > 0 else 1 << 62)
             self._leaves = words[row.claim] != 0
             words[row.runs] += done
             return done
@@ -349,8 +446,11 @@ class Worker:
                 break
             self._wait_for_client()
         sleep = self._words[H_CLIENT_SLEEP]
-        if sleep and (sleep == ClientSleep.PARKED or not self._lane.size_hint()):
+        if sleep and (sleep == ClientSleep.PARKED or self._runs_dry()):
             self._wake_client()
+
+    def _runs_dry(self) -> bool:
+        return not (self._lane.size_hint() or any(lane.size_hint() for lane in self._shared))
 
     def _send_log(self, data: bytes) -> None:
         if os.getpid() == self._pid:  # what a child of a task logs is lost
@@ -383,6 +483,7 @@ class Worker:
     def _rest(self) -> Entry | None:
         """Spin for a moment, then sleep, until there is work; None when the executor closes."""
         board, parking, index = self._board, self._board.parking, self._index
+        others_hands = [hand for hand, _ in self._stealable]
         while True:
             if parking.start_spinning(index, self._settings.spinners):
                 entry = self._spin()
@@ -393,10 +494,8 @@ class Worker:
             self._tidy()
             parking.announce(index)
             if (
-                any(
-                    not deque.is_empty() for deque in (self._mailbox, self._lane, self._spawn, *self._victims)
-                )
-                or any(hand.is_there_a_rest() for hand in self._hands)
+                any(not deque.is_empty() for deque in (self._mailbox, *self._open_to_all))
+                or is_there_a_rest(others_hands)
                 or board.closing
             ):
                 parking.retract(index)

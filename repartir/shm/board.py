@@ -19,7 +19,7 @@ from repartir.shm.arena import Arena, arena_limit
 from repartir.shm.blocks import BlockStore
 from repartir.shm.cells import CellTable, Claims, ClaimStack
 from repartir.shm.deque import TaskDeque
-from repartir.shm.hands import Hand, repair
+from repartir.shm.hands import Hand, is_there_a_rest, repair
 from repartir.shm.layout import WORD, RingLayout
 from repartir.shm.lock import Lock, LockFactory, nothing_to_repair, robust_mutex_works
 from repartir.shm.outbox import Outbox
@@ -132,19 +132,24 @@ class Board:
             Hand(
                 ring.words,
                 ring.data,
-                row.index,
-                shape.hand(row.index),
+                level * shape.rows + row.index,
+                shape.hand(row.index, level),
                 shape.buffer_bytes,
                 self._splitting_lock,
                 row.claim,
             )
+            for level in layout.LEVELS
             for row in self.rows
         ]
+        """Those for normal ranges by row, then those for high ones, then those for low ones."""
         self._splitting_lock.repair = functools.partial(repair, self.hands)
         self.mailboxes = [
             self._deque(shape.mailbox(index), shape.mailbox_capacity, make, claims)
             for index in range(shape.rows)
         ]
+        self.high = self._deque(shape.high_lane, shape.shared_capacity, make, claims)
+        self.low = self._deque(shape.low_lane, shape.shared_capacity, make, claims)
+        self.deques = (*self.lanes, *self.spawns, *self.mailboxes, self.high, self.low)
         make_in_arena = LockFactory(arenas[0], lock_fd, first_byte=_ARENA_LOCKS)
         locks = (
             make_in_arena(layout.A_LOCK, layout.A_DIRTY_W),
@@ -218,8 +223,13 @@ class Board:
         self.stacks[index].clear()
         for word in (row.pid, row.state, row.claim, row.started, row.blocked, row.began, row.condemned):
             self.words[word] = 0
-        self.hands[index].reset()
+        for hand in self.hands_of(index):
+            hand.reset()
         self.semaphores[index].create()
+
+    def hands_of(self, index: int) -> list[Hand]:
+        """The hands of one member, by priority."""
+        return self.hands[index :: len(self.rows)]
 
     def condemn(self, index: int, word: int) -> bool:
         """Whether the member of this row may be killed at no other task's expense: it is still at task ``word``.
@@ -236,9 +246,9 @@ class Board:
 
     def lock_and_unlock_all(self) -> None:
         """Take every lock on tasks once, so that the repairs which a death calls for are done."""
-        for deque in (*self.lanes, *self.spawns, *self.mailboxes):
+        for deque in self.deques:
             deque.is_empty()
-        self.hands[0].is_there_a_rest()
+        is_there_a_rest(self.hands[:1])
 
     @property
     def closing(self) -> bool:
@@ -251,7 +261,7 @@ class Board:
         self.words[layout.H_CLIENT_SLEEP] = how
 
     def _locks(self) -> list[Lock]:
-        deques = [deque.lock for deque in (*self.lanes, *self.spawns, *self.mailboxes)]
+        deques = [deque.lock for deque in self.deques]
         arenas = [arena.lock for arena in self.blocks.arenas]
         outboxes, cells = [it.lock for it in self.outboxes], [it.lock for it in self.cells]
         return [self._parking_lock, self._splitting_lock, *arenas, *deques, *outboxes, *cells]

@@ -167,6 +167,20 @@ class TaskDeque:
         finally:
             lock.release()
 
+    def trim(self) -> int:
+        """Let go of slots at the head whose task was taken back; how many are free.  For the only process that pushes."""
+        words, lock = self._words, self.lock
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            head, tail = words[self.head_word], words[self.tail_word]
+            while head != tail and not words[self._slots + (head & self._mask) * SLOT_WORDS]:
+                head += 1
+            words[self.head_word] = head
+            return self._capacity - (tail - head)
+        finally:
+            lock.release()
+
     def holds(self, position: int, task: int) -> bool:
         """Whether ``task``, pushed at ``position``, still waits here."""
         words, lock = self._words, self.lock

@@ -2,8 +2,9 @@
 
 A member works on one range of items at a time.  It reserves a few from the front, runs them without any lock, reserves the
 next.  A thief takes the later half of what is not reserved, into a hand of its own, so that it can be robbed in its turn
-(lazy splitting: Tzannes et al. 2010).  ``next``, ``end`` and ``task`` of all hands change under one lock, the splitting
-lock; each change is committed by one store, the last of its section.
+(lazy splitting: Tzannes et al. 2010).  For a task of another priority a member lays its range aside between two
+reservations, so it has a hand for each priority.  ``next``, ``end`` and ``task`` of all hands change under one lock, the
+splitting lock; each change is committed by one store, the last of its section.
 
 Answers are appended to the hand's buffer and committed by one store of ``bytes``, by the member alone: who buries it reads
 them, so a death costs no answer.  The argument is in ``README.md`` beside this file.
@@ -34,7 +35,7 @@ from repartir.shm.words import Data, Words
 
 
 class Hand:
-    """The hand of row ``index`` at byte ``base``; its member claims with the word ``claim``.
+    """A member's hand at byte ``base``, the ``index``-th of all; its member claims with the word ``claim``.
 
     For whom looks often: ``next_word`` and ``end_word`` are equal when there is nothing to take.
     """
@@ -110,6 +111,26 @@ class Hand:
         words[self.claim] = 0
         words[self.task_word] = 0
 
+    def lay_aside(self) -> None:
+        """All that was reserved is answered, and this member turns to something else; others may take of the rest."""
+        self._words[self.claim] = 0
+
+    def resume(self) -> Entry | None:
+        """Claim again what was laid aside; None when others have taken all of it."""
+        words, lock = self._words, self._lock
+        try:
+            if code := lock.try_acquire():
+                lock.wait(code)
+            task = words[self.task_word]
+            if words[self.next_word] == words[self.end_word]:
+                words[self.task_word] = 0
+                return None
+            entry = (task, *self._read())
+            words[self.claim] = task
+            return entry
+        finally:
+            lock.release()
+
     def steal(self, victim: Hand) -> Entry | None:
         """Take the later half of what the victim has not reserved, and claim it; None when there is none."""
         words, lock = self._words, self._lock
@@ -168,16 +189,6 @@ class Hand:
         words = self._words
         return bool(words[self.task_word] and words[self.next_word] != words[self.end_word])
 
-    def is_there_a_rest(self) -> bool:
-        """The same under the lock, so that a range which was begun before this call is seen."""
-        lock = self._lock
-        try:
-            if code := lock.try_acquire():
-                lock.wait(code)
-            return self.has_rest()
-        finally:
-            lock.release()
-
     def answers(self, size_of: Callable[[int], int]) -> tuple[int, int, bytes]:
         """The first item whose answer is in the buffer, the word that says what is there, and that: as many bytes as
         ``size_of`` makes of the word."""
@@ -205,6 +216,19 @@ class Hand:
         words[self.task_word] = 0
         words[self.bytes_word] = 0
         words[self.end_word] = words[self.next_word]
+
+
+def is_there_a_rest(hands: Sequence[Hand]) -> bool:
+    """Whether others may take items from one of these; under the lock, so that a range begun before this call is seen."""
+    if not hands:
+        return False
+    lock = hands[0]._lock
+    try:
+        if code := lock.try_acquire():
+            lock.wait(code)
+        return any(hand.has_rest() for hand in hands)
+    finally:
+        lock.release()
 
 
 def repair(hands: Sequence[Hand]) -> None:

@@ -1,14 +1,16 @@
 """Where every byte of the ring segment lies.  The only file that knows an offset.
 
-One segment holds, in this order: the header, one row a member, then for every row its deques, its outbox and its mailbox.
+One segment holds, in this order: the header, one row a member, then for every row its deques, its outbox, its mailbox,
+its nest and its hands, and at the end two lanes of all members.
 
     header   640 bytes   magic, version, counts, the parking lock, the idle mask
     row      256 bytes   one member: kind, pid, state, claim, counters, its parking semaphore
     deque    256 bytes + capacity x 256     lock, head, tail, slots       (three a row: lane, spawn,
-                                                                          mailbox behind the outbox)
+                                                                          mailbox behind the outbox; two of all:
+                                                                          the high and the low lane)
     outbox   256 bytes + ring               lock, head, tail, bytes       (one a row)
     nest     256 bytes + depth x 8 + cells x 256   lock, claims of nested tasks, results of children   (one a row)
-    hand     512 bytes + buffer             what a member has in hand of a map, answers to it (one a row)
+    hand     512 bytes + buffer             what a member has in hand of a map, answers to it (three a row)
 
 All words are 64 bits, aligned, in the machine's byte order; offsets below that end in ``_W`` count words from the start
 of their structure, all others count bytes.  Who writes each word is said in ``README.md`` beside this file.
@@ -19,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAGIC = 0x5245504152544952  # "REPARTIR"
-VERSION = 2
+VERSION = 3
 WORD = 8
 
 HEADER_BYTES = 640
@@ -57,7 +59,12 @@ FOLD = (
     1 << 56
 )  # the function is a partial of an operator and a function: the operator folds what that returns
 WHOLE = 1 << 55  # the items stay together
+HIGH = 1 << 54  # the task lies in the high lane
+LOW = 1 << 53  # the task lies in the low lane
 SIZE_MASK = (1 << 32) - 1
+
+AT_NORMAL, AT_HIGH, AT_LOW = LEVELS = range(3)
+"""A priority, where it is an index: of a member's hands, of the client's queues."""
 
 DEPTH_SHIFT = 32  # flags of a child: how deep in the tree of tasks it stands
 DEPTH_MASK = 0xFFF
@@ -158,6 +165,11 @@ def owner_of_functions(row: int) -> int:
     return child_word(row, NO_CELL, 0)
 
 
+def level_of(flags: int) -> int:
+    """The priority of a task with these flags."""
+    return AT_HIGH if flags & HIGH else AT_LOW if flags & LOW else AT_NORMAL
+
+
 def _round_up(size: int, to: int) -> int:
     return -(-size // to) * to
 
@@ -177,12 +189,13 @@ class RingLayout:
     mailbox_capacity: int = 32
     depth: int = 512
     cells: int = 192
+    shared_capacity: int = 256
 
     def __post_init__(self) -> None:
         if not 1 <= self.rows <= MAX_ROWS:
             raise ValueError(f"a ring has 1 to {MAX_ROWS} members, not {self.rows}")
-        deques = ((value, 4) for value in (self.capacity, self.spawn_capacity, self.mailbox_capacity))
-        for value, least in (*deques, (self.outbox_bytes, LOCK_BYTES)):
+        deques = (self.capacity, self.spawn_capacity, self.mailbox_capacity, self.shared_capacity)
+        for value, least in (*((each, 4) for each in deques), (self.outbox_bytes, LOCK_BYTES)):
             if value < least or value & (value - 1):
                 raise ValueError(f"capacities are powers of two, at least {least}, not {value}")
         if not 1 <= self.cells < NO_CELL or self.depth < 8 or self.depth % 8:
@@ -196,8 +209,16 @@ class RingLayout:
     def _member_bytes(self) -> int:
         slots = (self.capacity + self.spawn_capacity + self.mailbox_capacity) * SLOT_BYTES
         outbox = OUTBOX_HEADER_BYTES + self.outbox_bytes
-        hand = HAND_HEADER_BYTES + self.buffer_bytes
-        return 3 * DEQUE_HEADER_BYTES + slots + outbox + self._nest_bytes + hand
+        hands = len(LEVELS) * self._hand_bytes
+        return 3 * DEQUE_HEADER_BYTES + slots + outbox + self._nest_bytes + hands
+
+    @property
+    def _hand_bytes(self) -> int:
+        return HAND_HEADER_BYTES + self.buffer_bytes
+
+    @property
+    def _shared_lane_bytes(self) -> int:
+        return DEQUE_HEADER_BYTES + self.shared_capacity * SLOT_BYTES
 
     @property
     def _nest_bytes(self) -> int:
@@ -210,7 +231,15 @@ class RingLayout:
 
     @property
     def total_bytes(self) -> int:
-        return _round_up(self._deques + self.rows * self._member_bytes, 4096)
+        return _round_up(self.low_lane + self._shared_lane_bytes, 4096)
+
+    @property
+    def high_lane(self) -> int:
+        return self._deques + self.rows * self._member_bytes
+
+    @property
+    def low_lane(self) -> int:
+        return self.high_lane + self._shared_lane_bytes
 
     def row(self, index: int) -> int:
         return HEADER_BYTES + index * ROW_BYTES
@@ -224,8 +253,8 @@ class RingLayout:
     def outbox(self, index: int) -> int:
         return self.spawn(index) + DEQUE_HEADER_BYTES + self.spawn_capacity * SLOT_BYTES
 
-    def hand(self, index: int) -> int:
-        return self.nest(index) + self._nest_bytes
+    def hand(self, index: int, level: int) -> int:
+        return self.nest(index) + self._nest_bytes + level * self._hand_bytes
 
     def nest(self, index: int) -> int:
         return self.mailbox(index) + DEQUE_HEADER_BYTES + self.mailbox_capacity * SLOT_BYTES

@@ -183,3 +183,8 @@ def interrupts_at_zero(n: int, bell: Bell) -> None:
         raise KeyboardInterrupt
     bell.ring(n)
     time.sleep(0.3)
+
+
+def mebibyte_after_a_while(n: int) -> Any:
+    time.sleep(0.004)
+    return np.full(1 << 17, n)

@@ -326,7 +326,7 @@ class TestSharing:
     @workers
     def test_results_that_were_dropped_take_no_room(self, own: Any) -> None:
         most = 0
-        for result in own.map_unordered(np.full, [1 << 17] * 200, range(200)):
+        for result in own.map_unordered(tasks.mebibyte_after_a_while, range(200)):
             assert result.shape == (1 << 17,)
             del result
             most = max(most, own.stats().viewed_bytes)

@@ -201,6 +201,16 @@ class TestRunOnAll:
         assert pid not in pids
 
     @workers
+    def test_comes_between_the_items_of_a_map(self, ex: Any) -> None:
+        results = ex.map(time.sleep, [0.01] * 1000)
+        next(results)
+        began = time.monotonic()
+        assert len(set(ex.run_on_all(os.getpid))) == 2
+        assert time.monotonic() - began < 3
+        assert next(results) is None
+        results.close()
+
+    @workers
     def test_retries_stay_with_their_worker(self, own: Any, tmp_path: Path) -> None:
         there = tmp_path / "there"
         there.touch()

@@ -62,7 +62,7 @@ class Fate:
     """When the victim dies: before its access number `k` from its first claim on, or from its birth on.
 
     With `always_at_start` every worker is a victim and dies right before it says that it has started a task.  With `thief`
-    the first claim that counts is that of items which another has.
+    the first claim that counts is that of items which another has, with `resumes` that of a range which was laid aside.
     """
 
     facts: Facts
@@ -70,6 +70,7 @@ class Fate:
     from_birth: bool = False
     always_at_start: bool = False
     thief: bool = False
+    resumes: bool = False
 
     def choose(self) -> bool:
         """Whether this process is the victim: the first that asks."""
@@ -118,6 +119,8 @@ class Mortal:
         frame = sys._getframe(3)
         if self.fate.thief:
             return frame.f_code.co_name == "steal"
+        if self.fate.resumes:
+            return frame.f_code.co_name == "resume"
         if frame.f_code.co_name not in ("pop_head", "pop_tail"):
             return False
         deque = frame.f_locals["self"]
@@ -162,8 +165,9 @@ def bring_up(fate: Fate) -> None:
     arena: Any = ArenaWords(board.blocks.arenas[0]._words, mortal)
     worker._words = board.words = board.parking._words = ring
     board.blocks.arenas[0]._words = arena
-    worker._ranges._words = ring
-    for structure in (*board.lanes, *board.spawns, *board.mailboxes, *board.outboxes, *board.hands):
+    for loop in worker._ranges:
+        loop._words = ring
+    for structure in (*board.deques, *board.outboxes, *board.hands):
         structure._words = ring
 
 

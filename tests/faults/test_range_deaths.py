@@ -15,7 +15,7 @@ import pytest
 
 from repartir import WorkerDied, mapping
 from tests.faults.conftest import Make
-from tests.faults.mortal import Fact, Facts, Fate, bring_up
+from tests.faults.mortal import Fact, Facts, Fate, bring_up, run
 from tests.faults.waits import LIMIT_S, check_goes_on, until_lost
 
 ITEMS = 12
@@ -73,6 +73,58 @@ def play(make: Make, folder: Path, k: int, value: Any, *, thief: bool) -> int:
             until_lost(ex, 1)
         check_goes_on(ex)
     return count
+
+
+def play_between(make: Make, folder: Path, k: int, *, resumes: bool) -> int:
+    """The same with high tasks that begin between the items, so that ranges are laid aside."""
+    facts = Facts(folder / f"facts-{k}")
+    with make(2, initializer=bring_up, initargs=(Fate(facts, k, resumes=resumes),)) as ex:
+        call = functools.partial(run_item, facts, mixed)
+        results = ex.map(call, range(ITEMS), timeout=LIMIT_S, return_exceptions=True)
+        high = ex.options(priority="high")
+        tasks, got = range(ITEMS, ITEMS + 8), []
+        futures = []
+        for task in tasks:
+            futures.append(high.submit(run, facts, task, task))
+            got.append(next(results))
+        got += results
+        died = 0
+        for item, result in enumerate(got):
+            assert facts.runs(item) <= 1, f"item {item} ran {facts.runs(item)} times"
+            if isinstance(result, BaseException):
+                assert type(result) is WorkerDied, result
+                died += 1
+            else:
+                assert facts.runs(item) == 1
+                assert np.array_equal(result, mixed(item))
+        for task, future in zip(tasks, futures, strict=True):
+            error = future.exception(LIMIT_S)
+            assert facts.runs(task) <= 1, f"task {task} ran {facts.runs(task)} times"
+            died += isinstance(error, WorkerDied)
+            assert error is None or isinstance(error, WorkerDied)
+        assert len(got) == ITEMS
+        assert died <= facts[Fact.DIED] <= 1
+        got.clear()
+        del result, results
+        count = facts[Fact.COUNT]
+        facts[Fact.COUNT] = BEYOND
+        if facts[Fact.DIED]:
+            until_lost(ex, 1)
+        check_goes_on(ex)
+    return count
+
+
+@pytest.mark.parametrize("resumes", [False, True], ids=["from its claim on", "from its resumption on"])
+def test_with_high_tasks_between_the_items(make: Make, tmp_path: Path, resumes: bool) -> None:
+    for k in range(1, 60, 9):
+        play_between(make, tmp_path, k, resumes=resumes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumes", [False, True], ids=["from its claim on", "from its resumption on"])
+def test_with_high_tasks_between_the_items_at_every_access(make: Make, tmp_path: Path, resumes: bool) -> None:
+    for k in range(1, 150):
+        play_between(make, tmp_path, k, resumes=resumes)
 
 
 def deaths_at(make: Make, folder: Path, value: Any, *, thief: bool, step: int, offset: int = 1) -> None:

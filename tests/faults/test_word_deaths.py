@@ -39,11 +39,12 @@ def medium(task: int) -> Any:
 KINDS = [small, medium, large]
 
 
-def play(make: Make, folder: Path, k: int, value: Callable[[int], Any]) -> Facts:
+def play(make: Make, folder: Path, k: int, value: Callable[[int], Any], **options: Any) -> Facts:
     """One executor whose victim dies before its access number `k`; the facts, checked."""
     facts = Facts(folder / f"facts-{k}")
     with make(2, initializer=bring_up, initargs=(Fate(facts, k),)) as ex:
-        futures = [ex.submit(run, facts, task, value(task)) for task in range(TASKS)]
+        chosen = ex.options(**options)
+        futures = [chosen.submit(run, facts, task, value(task)) for task in range(TASKS)]
         deaths = 0
         for task, future in enumerate(futures):
             error = future.exception(LIMIT_S)
@@ -61,23 +62,24 @@ def play(make: Make, folder: Path, k: int, value: Callable[[int], Any]) -> Facts
         check_goes_on(ex)
         if facts[Fact.DIED]:
             until_lost(ex, 1)
+        assert not any(limit.held for limit in ex._broker.pump.limits.all())
     return facts
 
 
-def accesses(make: Make, folder: Path, value: Callable[[int], Any]) -> int:
+def accesses(make: Make, folder: Path, value: Callable[[int], Any], **options: Any) -> int:
     """How many accesses there are from a claim to the end of its answer."""
-    return play(make, folder, BEYOND, value)[Fact.COUNT]
+    return play(make, folder, BEYOND, value, **options)[Fact.COUNT]
 
 
-def deaths_at(make: Make, folder: Path, value: Callable[[int], Any], step: int) -> None:
+def deaths_at(make: Make, folder: Path, value: Callable[[int], Any], step: int, **options: Any) -> None:
     """A death before every access, or every so many."""
-    last = accesses(make, folder, value)
+    last = accesses(make, folder, value, **options)
     assert 15 < last < 200
     deaths = range(1, last + 1, step)
     survived = 0
     for k in deaths:
         try:
-            facts = play(make, folder, k, value)
+            facts = play(make, folder, k, value, **options)
             if not facts[Fact.DIED]:
                 survived += 1
                 # The number varies: whether the client sleeps when the answer comes, whether a block is there to reuse.
@@ -107,6 +109,25 @@ def test_at_every_access_with_record_locks(
     """As where the C library has no robust mutexes."""
     monkeypatch.setattr("repartir.shm.board.robust_mutex_works", lambda: False)
     deaths_at(make, tmp_path, value, 1)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "high": {"priority": "high"},
+    "one low one at a time": {"priority": "low", "limit": ("licence", 1)},
+    "two at a time": {"limit": ("licence", 2)},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_with_a_priority_or_a_limit(make: Make, tmp_path: Path, name: str) -> None:
+    """In the high lane, or while it holds a place that others wait for."""
+    deaths_at(make, tmp_path, medium, 9, **OPTIONS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_with_a_priority_or_a_limit_at_every_access(make: Make, tmp_path: Path, name: str) -> None:
+    deaths_at(make, tmp_path, medium, 1, **OPTIONS[name])
 
 
 def test_beyond_its_last_access_nobody_dies(make: Make, tmp_path: Path) -> None:

@@ -49,7 +49,14 @@ def on_fake_parts() -> Iterator[None]:
 
 def make_board(world: World, rows: int) -> Board:
     shape = RingLayout(
-        rows, capacity=4, spawn_capacity=4, outbox_bytes=256, mailbox_capacity=4, depth=8, cells=2
+        rows,
+        capacity=4,
+        spawn_capacity=4,
+        outbox_bytes=256,
+        mailbox_capacity=4,
+        depth=8,
+        cells=2,
+        shared_capacity=4,
     )
     arena = world.segment(ARENA_BYTES, "arena")
     segment = world.segment(shape.total_bytes, "ring")
@@ -79,6 +86,9 @@ def make_board(world: World, rows: int) -> Board:
         for cell in range(cells.count):
             words.names[cells.status_word(cell)] = f"status of cell {cell} of {row.index}"
             words.names[cells.status_word(cell) - 1] = f"word of cell {cell} of {row.index}"
+    for what, shared in (("high lane", board.high), ("low lane", board.low)):
+        words.names[shared.head_word] = f"head of {what}"
+        words.names[shared.tail_word] = f"tail of {what}"
     words.names[layout.H_IDLE_MASK_W] = "idle mask"
     words.names[layout.H_SPIN_MASK_W] = "spin mask"
     words.names[layout.H_WAIT_MASK_W] = "wait mask"
@@ -131,8 +141,8 @@ class Client:
         self.inbox.append(record)
 
     def post(self, at: int, *, spawn: bool = False) -> None:
-        """Post all that wait to one deque, one by one, and wake a member for each."""
-        lane = (self.board.spawns if spawn else self.board.lanes)[at]
+        """Post all that wait to one deque, one by one, and wake a member for each; -2 is the high lane, -1 the low one."""
+        lane = self.board.deques[at] if at < 0 else (self.board.spawns if spawn else self.board.lanes)[at]
         parking = self.board.parking
         while self.inbox:
             record = self.inbox[0]
@@ -140,7 +150,7 @@ class Client:
             self.ledger.enter(record)
             assert lane.push_tail([(record.word, record.payload, record.flags)])
             if parking.anyone_idle():
-                parking.wake(1, at)
+                parking.wake(1, at if at >= 0 else None)
             self.inbox.popleft()
 
     def mail(self, at: int) -> None:
@@ -230,7 +240,7 @@ class Client:
                 assert ran.count(task) == 1, f"task {task} ran {ran.count(task)} times"
         assert list(self.futures.values()).count([DIED]) <= deaths
         assert self.ledger.late == 0, "an answer came too late"
-        for it in (*board.lanes, *board.spawns, *board.mailboxes, *board.outboxes):
+        for it in (*board.deques, *board.outboxes):
             it.check()
             assert it.lock.owner is None  # type: ignore[attr-defined]
         board.blocks.arenas[0].check()

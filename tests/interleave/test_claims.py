@@ -19,6 +19,8 @@ from repartir.shm.layout import ANSWER, SLOT_WORDS
 from tests.interleave.explorer import Plan, ScheduleError, World, explore
 from tests.interleave.ring import Client, RingWorker, make_board, on_fake_parts
 
+HIGH_LANE = -2
+
 
 @pytest.fixture(autouse=True)
 def fake_parts() -> Iterator[None]:
@@ -38,19 +40,20 @@ def claims(
     thieves: int = 1,
     deque_kind: type[TaskDeque] | None = None,
     two_die: bool = False,
+    at: int = 0,
 ) -> Plan:
-    """The victim and a thief take tasks from the victim's deque; the client drains and recovers.
+    """The victim and a thief take tasks from the victim's deque, or that ``at`` this place; the client drains and recovers.
 
     With ``two_die`` the first thief is a victim too.
     """
     board = make_board(world, 1 + thieves)
     if deque_kind is not None:
-        for it in (*board.lanes, *board.spawns, *board.mailboxes):
+        for it in board.deques:
             it.__class__ = deque_kind
     client, ran = Client(board), list[int]()
     for task in tasks:
         client.enter(task, in_block=in_blocks)
-    client.post(0, spawn=spawn)
+    client.post(at, spawn=spawn)
     victim = kind(board, 0, ran)
     others = [RingWorker(board, index, ran) for index in range(1, 1 + thieves)]
 
@@ -84,6 +87,11 @@ def claims(
 @pytest.mark.parametrize("fate", ["dies", "is interrupted"])
 def test_a_task_is_neither_lost_nor_repeated(fate: str, spawn: bool) -> None:
     assert explore(functools.partial(claims, fate=fate, spawn=spawn), preemptions=0, faults=1) > 300
+
+
+@pytest.mark.parametrize("fate", ["dies", "is interrupted"])
+def test_a_task_in_the_high_lane_is_neither(fate: str) -> None:
+    assert explore(functools.partial(claims, fate=fate, at=HIGH_LANE), preemptions=0, faults=1) > 100
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ class Table:
     def bury(self, at: int) -> list[int]:
         """The items that a dead member had in hand and had not run."""
         hand = self.hands[at]
-        self.hands[0].is_there_a_rest()
+        hands.is_there_a_rest(self.hands)
         left = []
         if self.words[hand.claim] == TASK:
             if self.words[hand.task_word] == TASK:
@@ -118,6 +118,90 @@ def test_whoever_dies_wherever(most: int) -> None:
 @pytest.mark.slow
 def test_three_members_and_two_deaths() -> None:
     assert explore(functools.partial(sharing, members=3), preemptions=1, faults=2) > 1000
+
+
+OTHER = 9 << layout.ATTEMPT_BITS | 1
+
+
+def laying_aside(world: World, *, most: int = 1) -> Plan:
+    """The owner turns to another task after each item, and goes on with what thieves have left; any may die."""
+    table = Table(world, 2)
+    hand = table.hands[0]
+
+    def owner() -> None:
+        table.take(0)
+        while reserved := hand.reserve(most):
+            for item in range(*reserved):
+                table.words[hand.first_word] = item + 1
+                table.ran.append(item)
+            hand.lay_aside()
+            table.words[hand.claim] = OTHER
+            table.words[hand.claim] = 0
+            entry = hand.resume()
+            if entry is None:
+                assert table.raw[hand.claim] == 0
+                return
+            assert entry == (TASK, PAYLOAD, 0)
+            assert table.raw[hand.claim] == TASK
+        hand.put_down()
+
+    def check() -> None:
+        world.no_lock_held()
+        left: list[int] = []
+        for at, name in enumerate(("owner", "thief")):
+            if world.gone(name):
+                left += bury_all(at)
+        again = [item for item in left if item not in table.ran]
+        assert len(left) - len(again) <= 1
+        if not world.gone("owner") or table.ran or again:
+            assert sorted(table.ran + again) == list(range(ITEMS)), f"ran {table.ran}, left {left}"
+
+    def bury_all(at: int) -> list[int]:
+        """As the client does: what the dead member claims, then what it had laid aside."""
+        mine = table.hands[at]
+        hands.is_there_a_rest(table.hands)
+        aside = table.raw[mine.claim] != TASK and table.raw[mine.task_word] == TASK
+        left = list(range(*mine.take_rest())) if aside else []
+        return left + table.bury(at)
+
+    actors = {"owner": owner, "thief": functools.partial(table.steal_and_work, 1)}
+    return Plan(actors, check, mortal=["owner", "thief"])
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_what_is_laid_aside_is_run_once_whoever_dies(most: int) -> None:
+    assert explore(functools.partial(laying_aside, most=most), preemptions=1, faults=1) > 500
+
+
+@pytest.mark.slow
+def test_what_is_laid_aside_with_two_preemptions() -> None:
+    assert explore(laying_aside, preemptions=2, faults=1) > 5000
+
+
+def interrupted_resume(world: World) -> Plan:
+    """An exception anywhere in it: the claim says whether the range is this member's, and what thieves take they run."""
+    table = Table(world, 2)
+    table.take(0)
+    hand = table.hands[0]
+    hand.lay_aside()
+
+    def owner() -> None:
+        hand.resume()
+
+    def check() -> None:
+        world.no_lock_held()
+        if table.raw[hand.task_word] and not table.raw[hand.claim]:
+            hand.resume()
+        if table.raw[hand.task_word]:
+            table.work(0, 1)
+        assert sorted(table.ran) == list(range(ITEMS))
+
+    thief = functools.partial(table.steal_and_work, 1)
+    return Plan({"owner": owner, "thief": thief}, check, nervous=["owner"])
+
+
+def test_a_resumption_that_is_interrupted_can_be_repeated() -> None:
+    assert explore(interrupted_resume, preemptions=1, faults=1) > 50
 
 
 def interrupted_theft(world: World) -> Plan:

@@ -65,7 +65,7 @@ def resting(
             client.post(0)
 
     def check() -> None:
-        left = [it.size_hint() for it in (*board.lanes, *board.spawns)]
+        left = [it.size_hint() for it in board.deques]
         asleep = {"one", "two"}.intersection(world.asleep)
         assert not any(left) or not asleep, f"{asleep} sleeps beside {left} tasks, taken: {taken}"
 
@@ -82,6 +82,9 @@ CASES: dict[str, dict[str, Any]] = {
     "two tasks for two lanes": {"lanes": (1, 0)},
     "nobody spins": {"spinners": 0},
     "both spin": {"spinners": 2},
+    "two tasks for the high lane": {"lanes": (-2, -2)},
+    "one for a lane, one for the low lane": {"lanes": (0, -1)},
+    "a high one, then a low one, which two find": {"lanes": (-2, -1), "spinners": 2},
     "late post": {"lanes": (1, 0), "stale": 0, "spinners": 0, "patient": True},
 }
 

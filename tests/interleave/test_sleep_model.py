@@ -12,9 +12,10 @@ without a lock.  (``_post_and_clear`` is two: the woken member runs between them
     push hint wake   Pump._fill: TaskDeque.push_tail, ParkingLot.anyone_idle, ParkingLot.wake
     mail row         Pump._mail: TaskDeque.push_tail, ParkingLot.wake_row
 
-Each worker has a lane and a mailbox, at which it looks first and nobody else does.  A state is bad when every worker
-sleeps or runs a task, the client has nothing left to do, and one of them sleeps beside a task that it may take, in a lane
-or in its own mailbox: only the end of a running task would get it going.
+Each worker has a lane and a mailbox, at which it looks first and nobody else does.  The high lane, where there is one,
+is the next that each looks at; the low lane is one more that all look at.  A state is bad when every worker sleeps or
+runs a task, the client has nothing left to do, and one of them sleeps beside a task that it may take, in a lane or in its
+own mailbox: only the end of a running task would get it going.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Protocol:
 
     workers: int = 2
     posts: tuple[int, ...] = (1, 1)
-    """How many tasks each push of the client has, to any lane; 0: one task, to any mailbox."""
+    """How many tasks each push of the client has, to any lane; 0: one task, to any mailbox; -1: one, to the high lane."""
     spinners: int = 1
     strays: int = 0
     """Posts to a semaphore that were for a full outbox, at any time."""
@@ -54,6 +55,12 @@ class Protocol:
     """What is put into a mailbox wakes its member, whoever spins; else it is posted as other tasks are."""
     hints_after_push: bool = True
     """The client reads the idle mask after its push, not before."""
+    looks_at_high: bool = True
+    """Between announcement and wait, at the high lane too."""
+
+    @property
+    def has_high(self) -> bool:
+        return -1 in self.posts
 
 
 class Worker(NamedTuple):
@@ -92,7 +99,9 @@ Step = tuple[str, State]
 def start(p: Protocol) -> State:
     none = (0,) * p.workers
     workers = (Worker("F"),) * p.workers
-    return State(none, none, 0, 0, none, FREE, Client("push"), workers, p.strays, p.timeouts)
+    return State(
+        (0,) * (p.workers + p.has_high), none, 0, 0, none, FREE, Client("push"), workers, p.strays, p.timeouts
+    )
 
 
 def put(values: tuple[int, ...], at: int, change: int) -> tuple[int, ...]:
@@ -124,6 +133,14 @@ def client_steps(p: Protocol, s: State) -> Iterator[Step]:
                 then = Client("row" if p.wakes_the_row else "hint", c.nth, lane, 1)
                 yield f"client mails to {lane}", s._replace(mail=put(s.mail, lane, 1), client=then)
                 continue
+            if count < 0:
+                if lane == 0:
+                    then = Client("hint", c.nth, p.workers)
+                    yield (
+                        "client pushes to the high lane",
+                        s._replace(lanes=put(s.lanes, p.workers, 1), client=then),
+                    )
+                continue
             then = Client("hint", c.nth, lane)
             if not p.hints_after_push:
                 then = Client("wake" if c.wanted else "push", c.nth + (not c.wanted), lane)
@@ -133,7 +150,7 @@ def client_steps(p: Protocol, s: State) -> Iterator[Step]:
         yield "client hint", s._replace(client=then)
     elif c.pc == "wake" and s.lock == FREE:
         wanted = max(p.posts[c.nth], 1) - s.spin.bit_count()
-        target = c.lane if s.idle >> c.lane & 1 else lowest(s.idle)
+        target = c.lane if s.idle >> c.lane & 1 else lowest(s.idle)  # of the high lane, no member's bit
         yield "client wake", client_posts(s, c, wanted, target)
     elif c.pc == "row" and s.lock == FREE:
         yield f"client wakes {c.lane}", client_posts(s, c, s.idle >> c.lane & 1, c.lane)
@@ -172,9 +189,12 @@ def worker_steps(p: Protocol, s: State, me: int) -> Iterator[Step]:
         else:
             yield go(pc, 1)
     elif pc in "FPGLJ":
-        lane = (me + at - (pc != "J")) % p.workers
-        there, last = s.lanes[lane] > 0, at + (pc == "J") == p.workers
-        if pc == "L" and there:
+        nth, count = at - (pc != "J"), p.workers + p.has_high
+        lane = p.workers if p.has_high and nth == 0 else (me + nth - p.has_high) % p.workers
+        there, last = s.lanes[lane] > 0, nth + 1 == count
+        if pc == "L" and lane == p.workers and not p.looks_at_high:
+            yield go(pc, at + 1)
+        elif pc == "L" and there:
             yield go("R")
         elif pc == "J" and there:
             yield go("K")
@@ -260,6 +280,9 @@ QUICK = [
     Protocol(posts=(0, 1)),
     Protocol(posts=(1, 0), strays=1),
     Protocol(posts=(0, 1), spinners=2, timeouts=1),
+    Protocol(posts=(-1, -1)),
+    Protocol(posts=(-1, 1), spinners=2),
+    Protocol(posts=(1, -1), strays=1, spinners=0),
 ]
 LARGE = [
     Protocol(posts=(1, 1), tasks_end=True),
@@ -270,6 +293,8 @@ LARGE = [
     Protocol(posts=(1, 1, 1), timeouts=1, passes_wakes=False),
     Protocol(posts=(0, 1, 0), strays=1, tasks_end=True),
     Protocol(posts=(1, 0, 1), timeouts=1, passes_wakes=False),
+    Protocol(posts=(-1, 1, -1), strays=1, tasks_end=True),
+    Protocol(posts=(-1, 0, 1), timeouts=1),
 ]
 HUGE = [
     Protocol(workers=3, posts=(1, 1), spinners=1),
@@ -321,6 +346,9 @@ WRONG = {
     "who rested does not look for more": Protocol(passes_on_after_rest=False),
     "every post is taken for a wake": Protocol(strays=1, checks_idle=False, spinners=0),
     "no look between announcement and sleep": Protocol(posts=(1,), looks_again=False),
+    "the high lane is not looked at between announcement and sleep": Protocol(
+        posts=(-1,), looks_at_high=False
+    ),
     "what only one may take wakes any": Protocol(posts=(0, 1), wakes_the_row=False),
     "the client looks for sleepers before its push": Protocol(posts=(1,), hints_after_push=False),
 }

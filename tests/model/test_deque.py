@@ -65,6 +65,18 @@ class DequeMachine(RuleBasedStateMachine):
             last -= 1
         self.pop(row, cut, last, "pop_tail", D_TAIL_W)
 
+    @rule(cut=cuts)
+    def trim(self, cut: int | None) -> None:
+        head = self.head
+        while head < self.tail and self.entries[head] is None:
+            head += 1
+        self.fuse.left = -1 if cut is None else cut
+        try:
+            assert self.deque.trim() == self.capacity - (self.tail - head)
+        except Interrupted:
+            assert self.room.words[D_HEAD_W] in (self.head, head)
+        self.head = self.room.words[D_HEAD_W]
+
     def pop(self, row: int, cut: int | None, position: int, end: str, word: int) -> None:
         expected = self.entries[position] if self.head <= position < self.tail else None
         was = self.claims[row]

@@ -24,6 +24,7 @@ PAGES = (
     "docs/howto/maps.md",
     "docs/howto/nested.md",
     "docs/howto/notebooks.md",
+    "docs/howto/priorities.md",
 )
 NEEDS = {"docs/howto/dask.md": "dask", "docs/howto/from-joblib.md": "sklearn"}
 EXAMPLES = [

@@ -18,6 +18,7 @@ NAMES = [
     "MemoryLimitExceeded",
     "NestingTooDeep",
     "PoisonTask",
+    "Priority",
     "RepartirError",
     "SerialExecutor",
     "SharedArray",

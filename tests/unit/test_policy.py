@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from repartir.policy import LONGEST_BACKOFF_S, MOST_RETRIES, NO_POLICY, UNSET, Policy
+from repartir.policy import LONGEST_BACKOFF_S, MOST_RETRIES, NO_POLICY, ORDERS, TURNS, UNSET, Policy, Priority
+from repartir.shm.layout import AT_HIGH, AT_LOW, AT_NORMAL, HIGH, LEVELS, LOW, level_of
 
 
 class Always(random.Random):
@@ -100,3 +101,26 @@ def test_so_many_retries_as_there_are_attempts() -> None:
 def test_integers_of_any_kind_are_taken_as_such() -> None:
     policy = Policy(retries=np.int64(2), poison_limit=np.int8(1), memory_limit=np.uint64(5))  # type: ignore[arg-type]
     assert [type(value) for value in (policy.retries, policy.poison_limit, policy.memory_limit)] == [int] * 3
+
+
+def test_each_priority_is_first_at_some_turn() -> None:
+    assert len(ORDERS) == TURNS
+    assert all(sorted(order) == list(LEVELS) for order in ORDERS)
+    firsts = [order[0] for order in ORDERS]
+    assert (firsts.count(AT_NORMAL), firsts.count(AT_LOW)) == (1, 1)
+    assert firsts[:3] == [AT_HIGH] * 3
+
+
+def test_a_priority_is_a_flag() -> None:
+    flags = [Policy(priority=priority).flag for priority in ("high", Priority.NORMAL, "low")]  # type: ignore[arg-type]
+    assert flags == [HIGH, 0, LOW]
+    assert [level_of(flag) for flag in flags] == [AT_HIGH, AT_NORMAL, AT_LOW]
+    assert Policy(priority="normal") == NO_POLICY  # type: ignore[arg-type]
+
+
+def test_a_limit_makes_items_tasks_of_their_own() -> None:
+    policy = NO_POLICY.changed(limit=("licence", 2))
+    assert policy.one_by_one
+    assert policy.why_one_by_one == "limit"
+    assert policy.changed(limit=None) == NO_POLICY
+    assert not Policy(priority=Priority.HIGH).one_by_one

@@ -13,11 +13,12 @@ from repartir.errors import InternalError, SharedMemoryFull
 from repartir.functions import FunctionTable
 from repartir.future import Future
 from repartir.outcome import caught, encode_outcome
-from repartir.policy import NO_POLICY, Policy
+from repartir.policy import NO_POLICY, Policy, Priority
 from repartir.pump import Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board, BoardClosed
 from repartir.shm.layout import AGAIN, ANSWER, MEMBER_LOG, TIMED
+from repartir.states import TaskEvent
 
 
 class SignalError(Exception):
@@ -323,3 +324,177 @@ def test_arguments_that_find_no_room_anywhere_are_refused(
     with pytest.raises(SharedMemoryFull):
         submit(pump, b"x" * 1000, policy=only(0))
     assert not pump.ledger.records
+
+
+HIGH, LOW = Policy(priority=Priority.HIGH), Policy(priority=Priority.LOW)
+
+
+def shared(pump: Pump) -> tuple[int, int]:
+    return pump.board.high.size_hint(), pump.board.low.size_hint()
+
+
+def test_a_high_task_overtakes_the_backlog(pump: Pump) -> None:
+    """At once, though plain tasks are gathered."""
+    while not pump.inbox:
+        submit(pump, "x")
+    submit(pump, "x", policy=HIGH)
+    assert shared(pump) == (1, 0)
+    submit(pump, "x", policy=LOW)
+    pump.pump()
+    assert shared(pump) == (1, 1)
+
+
+def test_what_finds_no_room_waits_in_its_own_inbox(pump: Pump) -> None:
+    capacity = pump.board.shape.shared_capacity
+    for _ in range(capacity + 10):
+        submit(pump, "x", policy=HIGH)
+        submit(pump, "x", policy=LOW)
+    pump.pump()
+    assert shared(pump) == (capacity, capacity)
+    assert (len(pump.urgent), len(pump.deferred)) == (10, 10)
+    assert not pump.can_post()
+    submit(pump, "x")
+    pump.pump()
+    assert not pump.inbox, "those of another priority hold up nobody"
+    assert pump.board.high.pop_head(pump.board.rows[0].claim)
+    pump.pump()
+    assert (len(pump.urgent), len(pump.deferred)) == (9, 10)
+    assert len(pump.unsettled()) == 2 * capacity + 21
+
+
+def test_what_was_taken_back_makes_room(pump: Pump) -> None:
+    """Members that skip it tell nobody."""
+    pump.backlog = 1 << 30
+    for policy in (NO_POLICY, HIGH, LOW):
+        futures: list[Any] = []
+        while not pump.anything_waits():
+            futures.append(submit(pump, "x", policy=policy))
+        assert all(pump.take_back(future) for future in futures[:-1])
+        pump.pump()
+        assert not pump.anything_waits()
+
+
+@pytest.mark.parametrize("policy", [HIGH, LOW, Policy(limit=("x", 1))], ids=["high", "low", "limit"])
+@pytest.mark.parametrize("where", ["deque.TaskDeque.push_tail", "parking.ParkingLot.anyone_idle"])
+def test_an_interrupted_post_by_rank_is_repeated(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch, policy: Policy, where: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(f"repartir.shm.{where}", interrupt)
+        with pytest.raises(SignalError):
+            submit(pump, "first", policy=policy)
+    submit(pump, "second", policy=policy)
+    second = 0 if policy.limit else 1
+    assert len(pump.waiting()) == 1 - second
+    assert sum(shared(pump)) + len(in_lanes(pump)) == 1 + second
+
+
+def test_a_repost_and_a_retry_keep_their_priority(pump: Pump) -> None:
+    claim = pump.board.rows[0].claim
+    for again in (pump.repost, pump.rests):
+        record = record_of(pump, submit(pump, "x", policy=HIGH))
+        assert pump.board.high.pop_head(claim)
+        with pump.mutex:
+            again(record)
+            if again == pump.rests:
+                pump.resumes(record)
+        pump.pump()
+        assert pump.board.high.pop_head(claim) == (record.word, record.payload, record.flags)
+
+
+def limited(most: int = 2, **options: Any) -> Policy:
+    return Policy(limit=("licence", most), **options)
+
+
+def taken(pump: Pump) -> TaskRecord:
+    """A member takes the next task."""
+    claim = pump.board.rows[0].claim
+    entry = next(entry for lane in pump.board.deques if (entry := lane.pop_head(claim)))
+    record = pump.ledger.claimant(entry[0])
+    assert record is not None
+    return record
+
+
+def test_what_exceeds_a_limit_is_held_back(pump: Pump) -> None:
+    futures = [submit(pump, n, policy=limited()) for n in range(5)]
+    assert sum(lengths(pump)) == 2
+    assert len(pump.waiting()) == 3
+    assert not pump.can_post()
+    record = taken(pump)
+    with pump.mutex:
+        pump.settle(record, 1, None, TaskEvent.ANSWER)
+    assert pump.place_free
+    pump.pump()
+    assert not pump.place_free
+    assert len(pump.waiting()) == 2
+    assert pump.take_back(futures[4]), "one that waits"
+    assert pump.take_back(futures[1]), "one that is posted"
+    pump.pump()
+    assert [record.future for record in pump.waiting()] == [futures[4]]
+    in_lanes(pump)
+    for future in futures[2:4]:
+        with pump.mutex:
+            pump.settle(record_of(pump, future), 1, None, TaskEvent.ANSWER)
+    pump.pump()
+    assert not pump.anything_waits()
+    assert not pump.ledger.records
+    assert not any(limit.held for limit in pump.limits.all())
+
+
+def test_a_task_that_rests_holds_no_place_and_one_that_is_reposted_keeps_it(pump: Pump) -> None:
+    first, second = (submit(pump, n, policy=limited(1)) for n in range(2))
+    with pump.mutex:
+        pump.repost(taken(pump))
+    pump.pump()
+    record = taken(pump)
+    assert record.future is first
+    with pump.mutex:
+        pump.rests(record)
+    pump.pump()
+    assert taken(pump).future is second
+    with pump.mutex:
+        pump.resumes(record)
+    pump.pump()
+    assert pump.waiting() == [record]
+
+
+def test_a_stopped_task_holds_its_place_until_its_member_is_dead(pump: Pump) -> None:
+    first, second = (submit(pump, n, policy=limited(1)) for n in range(2))
+    assert taken(pump).future is first
+    assert pump.stop(first, lambda _: None)
+    pump.pump()
+    assert [record.future for record in pump.waiting()] == [second]
+    with pump.mutex:
+        pump.bury_orphans(0)
+    assert pump.place_free
+    pump.pump()
+    assert not pump.waiting()
+
+
+def test_a_limited_task_goes_where_its_priority_and_its_wish_are(pump: Pump) -> None:
+    policies = [limited(9, priority=Priority.HIGH), limited(9, priority=Priority.LOW), limited(9, worker=1)]
+    for policy in policies * 3:
+        submit(pump, "x", policy=policy)
+    pump.pump()
+    assert shared(pump) == (3, 3)
+    assert lengths(pump) == (0, 3, 0, 0)
+
+
+def test_limited_tasks_without_room_wait_without_a_poll(pump: Pump) -> None:
+    pump.backlog = 1 << 30
+    while not pump.anything_waits():
+        submit(pump, "x")
+    submit(pump, "x", policy=limited())
+    assert not pump.can_post()
+    taken(pump)
+    pump.pump()
+    assert len(pump.waiting()) == 1
+    assert pump.inbox, "what was held back is posted first"
+
+
+def test_an_ended_pump_fails_what_waits_in_every_inbox(pump: Pump) -> None:
+    pump.backlog = 0
+    futures = [submit(pump, "x", policy=policy) for policy in (NO_POLICY, LOW, limited(1), limited(1), HIGH)]
+    pump.end(lambda: RuntimeError("ended"))
+    assert {future for future, _, _ in pump.due} == set(futures)
+    assert not pump.waiting()

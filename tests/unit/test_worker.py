@@ -10,7 +10,7 @@ import pytest
 from repartir import worker as worker_module
 from repartir.shm.board import Board, Kind, MemberState
 from repartir.shm.deque import Entry
-from repartir.shm.layout import MEMBER_BROKEN
+from repartir.shm.layout import AT_HIGH, AT_LOW, AT_NORMAL, MEMBER_BROKEN
 from repartir.shm.outbox import records
 from repartir.worker import MemberSettings, Worker
 from tests.shared import Threads
@@ -185,3 +185,76 @@ def test_neither_is_one_into_a_full_pipe(make: Callable[..., Worker]) -> None:
     worker._wake_client()
     os.close(read)
     os.close(worker._wake_fd)
+
+
+def fill(board: Board, *names: str) -> None:
+    """A task for each, whose payload says which it was."""
+    for nth, name in enumerate(names, 100):
+        lane = {"high": board.high, "low": board.low, "own": board.lanes[0], "other": board.lanes[1]}[name]
+        lane.push_tail([(nth << 16 | 1, name.encode(), 0)])
+
+
+def found(worker: Worker, most: int = 1000) -> list[str]:
+    names = []
+    while len(names) < most and (entry := worker.find_work()):
+        names.append(entry[1].decode())
+    return names
+
+
+def test_by_priority_the_own_lane_before_others(board: Board, make: Callable[..., Worker]) -> None:
+    worker = make(0)
+    fill(board, "low", "other", "own", "high", "low", "high")
+    assert found(worker) == ["high", "high", "own", "other", "low", "low"]
+    fill(board, "own", "low", "own")
+    assert found(worker) == ["own", "own", "low"]
+
+
+def test_no_priority_waits_for_ever(board: Board, make: Callable[..., Worker]) -> None:
+    worker = make(0)
+    fill(board, *["high"] * 100, *["own"] * 100, *["low"] * 100)
+    order = found(worker)
+    assert len(order) == 300
+    assert [order[:32].count(name) for name in ("high", "own", "low")] == [28, 2, 2]
+    assert order.index("low") == 14
+    last_high = 99 + order[: 100 + 16].count("own") + order[: 100 + 16].count("low")
+    assert order[last_high + 1 :][:32].count("low") in (1, 2)
+
+
+def test_a_lone_high_task_is_the_next_whatever_came_before(board: Board, make: Callable[..., Worker]) -> None:
+    worker = make(0)
+    fill(board, *["own"] * 400)
+    for before in range(20):
+        assert found(worker, before) == ["own"] * before
+        fill(board, "high")
+        assert found(worker, 1) == ["high"]
+
+
+def test_a_plain_task_costs_no_look_at_the_lanes(
+    board: Board, make: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing was posted there since they were seen empty."""
+    worker = make(0)
+    fill(board, "high", "low", "own")
+    assert found(worker) == ["high", "own", "low"]
+    fill(board, "own")
+    assert found(worker) == ["own"]
+    monkeypatch.setattr(Worker, "_priorities_wait", None)
+    fill(board, *["own"] * 3)
+    assert found(worker, 3) == ["own"] * 3
+
+
+def test_between_items_of_a_range_only_another_priority_has_its_turn(
+    board: Board, make: Callable[..., Worker]
+) -> None:
+    worker = make(0)
+    fill(board, "own", "other")
+    assert not any(worker.gives_way(AT_NORMAL) for _ in range(50))
+    assert worker.gives_way(AT_LOW)
+    fill(board, "high")
+    assert worker.gives_way(AT_NORMAL)
+    assert not worker.gives_way(AT_HIGH)
+    assert found(worker, 1) == ["high"]
+    assert not worker.gives_way(AT_NORMAL)
+    fill(board, "low")
+    assert [worker.gives_way(AT_NORMAL) for _ in range(15)] == [False] * 14 + [True]
+    assert found(worker, 1) == ["low"]

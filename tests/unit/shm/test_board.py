@@ -76,7 +76,7 @@ def test_new_board_is_empty(board: Board) -> None:
 def test_locks_are_of_the_kind_that_works_here(board: Board) -> None:
     kind = PthreadLock if board.lock_fd is None else FcntlLock
     assert {type(lock) for lock in board._locks()} == {kind}
-    assert len(board._locks()) == 4 + 5 * ROWS
+    assert len(board._locks()) == 6 + 5 * ROWS
     assert len(board.descriptors()) == (3 if kind is PthreadLock else 4)
 
 
@@ -181,19 +181,19 @@ def test_taking_every_lock_forces_every_repair(board: Board) -> None:
     words = board.words
 
     def dies_in_all_deques() -> None:
-        for deque in (*board.lanes, *board.spawns, *board.mailboxes):
+        for deque in board.deques:
             deque.lock.try_acquire()
         os._exit(0)
 
-    for index, deque in enumerate((*board.lanes, *board.spawns, *board.mailboxes)):
+    for index, deque in enumerate(board.deques):
         deque.push_tail([(index + 1, b"", 0), (99, b"", 0)])
     Forked(dies_in_all_deques).join()
     for row in board.rows:
         words[row.claim] = row.index + 1 + row.index * ROWS  # one in each sort of deque
     board.lock_and_unlock_all()
     assert [words[row.claim] for row in board.rows] == [0] * ROWS
-    assert all(deque.lock.try_acquire() == 0 for deque in (*board.lanes, *board.spawns, *board.mailboxes))
-    for deque in (*board.lanes, *board.spawns, *board.mailboxes):
+    assert all(deque.lock.try_acquire() == 0 for deque in board.deques)
+    for deque in board.deques:
         deque.lock.release()
 
 

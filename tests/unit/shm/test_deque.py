@@ -340,3 +340,15 @@ def test_two_processes_see_one_deque(place: Room, deque: TaskDeque, claim: int) 
     Forked(deque.pop_head, place.word(1)).join()
     assert place.words[place.word(1)] == 1
     assert drain(deque.pop_head, claim) == [2, 3]
+
+
+def test_trimming_lets_go_of_what_was_taken_back_at_the_head(deque: TaskDeque, claim: int) -> None:
+    push(deque, *range(1, CAPACITY + 1))
+    for position in (0, 1, 3):
+        assert deque.remove(position, position + 1)
+    assert deque.room() == 0
+    assert deque.trim() == deque.room() == 2
+    assert deque.trim() == 2
+    deque.check()
+    assert drain(deque.pop_head, claim) == [3, 5, 6, 7, 8]
+    assert deque.trim() == CAPACITY

@@ -20,7 +20,7 @@ LAYOUTS = [
     RingLayout(5, capacity=4, spawn_capacity=2048, outbox_bytes=256),
     RingLayout(14, capacity=64, spawn_capacity=8, outbox_bytes=128),
     RingLayout(2, capacity=4, spawn_capacity=4, outbox_bytes=64, mailbox_capacity=4),
-    RingLayout(3, capacity=4, spawn_capacity=4, outbox_bytes=64, depth=8, cells=1),
+    RingLayout(3, capacity=4, spawn_capacity=4, outbox_bytes=64, depth=8, cells=1, shared_capacity=4),
 ]
 
 Extent = tuple[int, int, str]
@@ -74,7 +74,6 @@ def extents(shape: RingLayout) -> list[Extent]:
         base = shape.outbox(row)
         found += lock_and_words(base, 0, outbox_words, f"outbox {row}")
         found.append((base + layout.OUTBOX_HEADER_BYTES, shape.outbox_bytes, f"outbox {row} ring"))
-        base = shape.hand(row)
         hand_words = (
             layout.T_TASK_W,
             layout.T_NEXT_W,
@@ -84,15 +83,21 @@ def extents(shape: RingLayout) -> list[Extent]:
             layout.T_FIRST_W,
             layout.T_BYTES_W,
         )
-        found += [(base + word * WORD, WORD, f"hand {row} word {word}") for word in hand_words]
-        found.append((base + layout.T_PAYLOAD, layout.SLOT_PAYLOAD_BYTES, f"hand {row} payload"))
-        found.append((base + layout.HAND_HEADER_BYTES, shape.buffer_bytes, f"hand {row} buffer"))
+        for level in layout.LEVELS:
+            base, name = shape.hand(row, level), f"hand {level} of {row}"
+            found += [(base + word * WORD, WORD, f"{name} word {word}") for word in hand_words]
+            found.append((base + layout.T_PAYLOAD, layout.SLOT_PAYLOAD_BYTES, f"{name} payload"))
+            found.append((base + layout.HAND_HEADER_BYTES, shape.buffer_bytes, f"{name} buffer"))
         base = shape.nest(row)
         found += lock_and_words(base, 0, nest_words, f"nest {row}")
         claims = base + layout.NEST_HEADER_BYTES
         found.append((claims, shape.depth * WORD, f"claims {row}"))
         cells = claims + shape.depth * WORD
         found.append((cells, shape.cells * layout.CELL_BYTES, f"cells {row}"))
+    for name, base in (("high lane", shape.high_lane), ("low lane", shape.low_lane)):
+        found += lock_and_words(base, 0, deque_words, name)
+        slots = base + layout.DEQUE_HEADER_BYTES
+        found.append((slots, shape.shared_capacity * layout.SLOT_BYTES, f"{name} slots"))
     return found
 
 
