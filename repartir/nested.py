@@ -12,7 +12,6 @@ from repartir import mapping, worker
 from repartir.children import Nest
 from repartir.future import Future
 from repartir.ledger import name_of
-from repartir.limits import Limits
 from repartir.policy import NO_POLICY
 from repartir.progress import Reporter, Told, reporter
 from repartir.serial import Running, SerialExecutor, running_in
@@ -21,6 +20,12 @@ from repartir.worker import Stopped
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+_NOT_FOR_CHILDREN = (
+    "limit and priority are for tasks that the client submits: what a task submits is its own worker's to run. "
+    "Give them to the task itself, executor.options(priority=…).submit(…)"
+)
 
 
 class NestedExecutor(SerialExecutor):
@@ -33,7 +38,6 @@ class NestedExecutor(SerialExecutor):
         self.name = None
         self._shut = False
         self._policy = NO_POLICY
-        self._limits = Limits()
         self._nest = nest
         self._workers = workers
 
@@ -117,17 +121,17 @@ class NestedExecutor(SerialExecutor):
     def options(self, **options: Any) -> SerialExecutor:
         """As `Executor.options`, but for limits and priorities: only what the client submits can be stopped or held back."""
         changed = super().options(**options)
-        if changed._policy.limit is not None or changed._policy.flag:
-            raise ValueError(
-                "limit and priority are for tasks that the client submits: what a task submits is its own worker's to run. "
-                "Give them to the task itself, executor.options(priority=…).submit(…)"
-            )
+        if changed._policy.flag:
+            raise ValueError(_NOT_FOR_CHILDREN)
         if changed._policy.is_watched:
             raise ValueError(
                 "timeout, memory_limit and warn_after are for tasks that the client submits, with all that they submit in "
                 "turn: give them to the task itself, executor.options(timeout=…).submit(…)"
             )
         return changed
+
+    def _admit(self, limit: tuple[str, int]) -> None:
+        raise ValueError(_NOT_FOR_CHILDREN)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """With ``wait`` return when what the task has submitted has ended.  The executor goes on."""

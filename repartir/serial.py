@@ -135,7 +135,7 @@ class SerialExecutor(concurrent.futures.Executor):
         changed._executor = self
         changed._policy = _changed(self._policy, "SerialExecutor.options", options)
         if changed._policy.limit is not None:
-            self._limits.admit(changed._policy.limit)
+            changed._admit(changed._policy.limit)
         return changed
 
     async def asubmit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -186,6 +186,9 @@ class SerialExecutor(concurrent.futures.Executor):
     def kill_workers(self) -> None:
         """Take no more calls; there are no workers."""
         self.shutdown()
+
+    def _admit(self, limit: tuple[str, int]) -> None:
+        self._limits.admit(limit)
 
     def _check_open(self) -> None:
         if self._shut:

@@ -13,6 +13,7 @@ from repartir import (
     Executor,
     Future,
     PoisonTask,
+    Priority,
     RepartirError,
     SerialExecutor,
     SharedArray,
@@ -74,6 +75,12 @@ def workers(executor: Executor, serial: SerialExecutor) -> None:
     assert_type(executor.options(worker=1).submit(double, 1), Future[float])
     executor.run_on_all(double, "one")  # type: ignore[arg-type]
     assert worker_state() is None
+
+
+def priorities(executor: Executor) -> None:
+    assert_type(executor.options(priority=Priority.HIGH).submit(double, 1), Future[float])
+    assert_type(executor.options(priority="low", limit=("licence", 2)).map(double, [1]), Iterator[float])
+    executor.options(limit=("licence", "two"))  # type: ignore[arg-type]
 
 
 def maps(executor: Executor) -> None:
