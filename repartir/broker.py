@@ -248,7 +248,7 @@ class Broker:
             backed_bytes=backed,
             spills=spilled.blocks,
             spilled_bytes=spilled.bytes,
-            viewed_bytes=self.pump.viewed_bytes,
+            viewed_bytes=self.pump.views.bytes,
             kept_bytes=memory.kept[1] + spilled.kept[1],
             shared_bytes=shared_bytes(),
         )
@@ -646,9 +646,9 @@ class Broker:
     def _keep_house(self) -> None:
         members, pump = self.members, self.pump
         if self._reports_due or pump.said or members.starting or self._aborting or self.closing:
-            self._reports_due = False
-            if members.listen():
-                self._poke()  # a waiter that drives listens for reports again
+            were_due, self._reports_due = self._reports_due, False
+            if members.listen() or were_due:
+                self._poke()  # a waiter that drives listens for reports again, though these were heard before
         if members.starting and members.check_start():
             self._poll_all = self._poll_with_reports()
         if self.broken is not None and not self._aborting:

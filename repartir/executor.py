@@ -336,7 +336,12 @@ class _TakesTasks(concurrent.futures.Executor):
         shown = reporter(progress, self._policy.name or name_of(fn), total)
         job = MapJob(broker.pump, broker, ordered=ordered)
         engine = mapping.Engine(
-            broker.pump, broker, self._functions.inherited, self._threshold, self._max_workers
+            broker.pump,
+            broker,
+            self._functions.inherited,
+            self._threshold,
+            self._max_workers,
+            self._refuse,
         )
         call: Callable[..., Any] = fn
         fold = reduce is not None and not self._policy.one_by_one

@@ -61,27 +61,29 @@ class Record(Generic[F]):
     """
 
     __slots__ = (
+        "__dict__",
         "attempt",
-        "base",
-        "block",
-        "failures",
         "flags",
         "future",
-        "job",
         "keep",
         "lane",
         "name",
         "payload",
         "policy",
         "position",
-        "reposts",
-        "spans",
         "state",
-        "stopped",
         "task_id",
-        "unbegun",
         "word",
     )
+
+    # Few tasks have anything else than these: it costs a dictionary each.
+    block: Any = None
+    failures = _NONE_YET
+    reposts = 0
+    stopped: BaseException | None = None
+    job: Any = None
+    base = 0
+    spans: tuple[tuple[int, int], ...] = ()
 
     def __init__(
         self,
@@ -101,17 +103,10 @@ class Record(Generic[F]):
         self.flags = flags
         self.keep = keep
         self.name = name
-        self.block: Any = None
         self.lane = -1
         self.position = -1
         self.state = TaskState.PENDING
         self.policy = policy
-        self.failures = _NONE_YET
-        self.reposts = 0
-        self.job: Any = None
-        self.base = 0
-        self.spans: tuple[tuple[int, int], ...] = ()
-        self.stopped: BaseException | None = None
 
     @property
     def title(self) -> str:
@@ -223,9 +218,11 @@ class Ledger(Generic[F]):
 
     def repost(self, record: Record[F], *, lost: bool = False) -> None:
         """The next attempt of a task; ``lost``: a worker died of itself before it began this one."""
-        record.reposts += lost
+        if lost:
+            record.reposts += 1
         record.state = after(record.state, TaskEvent.REPOST)
         record.attempt += 1
         record.word = task_word(record.task_id, record.attempt)
         record.lane = record.position = -1
-        record.stopped = None
+        if record.stopped is not None:
+            record.stopped = None

@@ -88,6 +88,8 @@ class MapJob:
         self.driver = driver
         self._pump = pump
         self._ordered = ordered
+        self._shared: set[Any] = set()
+        """Blocks that more than one record has had."""
         self._answered: Runs = ()
         self._arrived: dict[int, Outcome | None] = {}
         """By first item; None once it is taken."""
@@ -123,6 +125,13 @@ class MapJob:
         """The first item from ``index`` on that has no outcome."""
         return end_of_run(self._answered, index)
 
+    def enter_rest(self, rest: Record[Any], of: Record[Any], first: int, end: int) -> None:
+        """A record that takes over the items from ``first`` to ``end`` of another, and shares its block."""
+        self.enter(rest, first, end - first)
+        rest.base = of.base
+        self._shared.add(of.block)
+        of.spans = without(of.spans, first, end)
+
     def is_over(self, record: Record[Any]) -> bool:
         """Whether all items of a record have outcomes."""
         return all(end_of_run(self._answered, first) >= end for first, end in record.spans)
@@ -143,6 +152,8 @@ class MapJob:
     def leave(self, record: Record[Any]) -> bool:
         """The record is over; whether no other has its block."""
         self.records.pop(record.task_id, None)
+        if record.block not in self._shared:
+            return True
         return not any(other.block == record.block for other in list(self.records.values()))
 
     # ---- for the consumer

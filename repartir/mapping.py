@@ -19,6 +19,7 @@ from repartir.policy import Policy
 from repartir.portable import add_note
 from repartir.progress import Reporter
 from repartir.pump import Pump
+from repartir.shm.board import BoardClosed
 from repartir.shm.layout import FOLD, STAR, WHOLE
 
 T = TypeVar("T")
@@ -99,6 +100,8 @@ class Engine(NamedTuple):
     inherited: InheritedArrays | None
     threshold: int
     workers: int
+    refuse: Callable[[], None]
+    """Raises the error of an executor that has ended."""
 
 
 class Feed:
@@ -154,7 +157,10 @@ class Feed:
         self._used += count
         while self._source is not None and self._used >= self._chunk:
             self._used -= self._chunk
-            self._post_chunk()
+            try:
+                self._post_chunk()
+            except BoardClosed:
+                self._engine.refuse()
 
     def _post_chunk(self) -> bool:
         assert self._source is not None
@@ -240,6 +246,7 @@ def results(
     Ctrl-C also stops what runs.
     """
     interrupted, taken = False, 0
+    raised: list[BaseException] = []
     try:
         while taken < feed.posted:
             _, outcome = job.take(taken, until)
@@ -248,30 +255,34 @@ def results(
             feed.used(count)
             shown.step(count)
             if isinstance(outcome, Failed):
-                outcome = Mixed([Failed(outcome.error)] * count)
+                outcome = Mixed(Failed(outcome.error) for _ in range(count))
             if type(outcome) is not list:
-                yield from _with_errors(outcome, return_exceptions=return_exceptions)
+                yield from _with_errors(outcome, raised, return_exceptions=return_exceptions)
             elif count > 1:
                 yield from outcome
             else:
                 yield outcome.pop()  # perhaps a large array, which nothing here keeps
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as exc:
+        interrupted = not any(exc is error for error in raised)
         raise
     finally:
+        raised.clear()
         job.cancel(running=interrupted)
         shown.close()
 
 
-def _with_errors(outcome: Any, *, return_exceptions: bool) -> Iterator[Any]:
+def _with_errors(outcome: Any, raised: list[BaseException], *, return_exceptions: bool) -> Iterator[Any]:
+    """Values and errors; what is raised is an item's own, and noted in ``raised``."""
     outcome.reverse()
     while outcome:
         value = outcome.pop()
         if type(value) is Failed:
             failed, value = value, None
-            if not return_exceptions:
-                raise failed.take()
             value = failed.take()
+            if not return_exceptions:
+                raised.append(value)
+                value = None
+                raise raised[-1]
         yield value
         value = None
 
@@ -281,6 +292,7 @@ def folded(
 ) -> Any:
     """All outcomes folded, from the first item to the last.  Raises the first error, and ``TypeError`` without items."""
     interrupted = False
+    raised: list[BaseException] = []
 
     def parts() -> Iterator[Any]:
         taken = 0
@@ -289,15 +301,17 @@ def folded(
             taken += count_of(outcome)
             shown.step(count_of(outcome))
             if isinstance(outcome, Failed):
-                raise outcome.take()
+                raised.append(outcome.take())
+                raise raised[-1]
             yield from [outcome.value] if isinstance(outcome, Folded) else outcome
 
     try:
         return fold(operator, parts())
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as exc:
+        interrupted = not any(exc is error for error in raised)
         raise
     finally:
+        raised.clear()
         job.cancel(running=interrupted)
         shown.close()
 

@@ -166,7 +166,7 @@ class Members:
                 pump.repost(action.record, lost=not expected)
             else:
                 self._attempts.died(action.record, exit_code, begun=action.begun)
-        if claim and not claim & CHILD and not pump.has_view_of(claim):
+        if claim and not claim & CHILD and not pump.views.has_one_of(claim):
             board.blocks.free_owned(claim | RESULT)
         board.blocks.free_owned(KEPT | at)
         board.blocks.free_owned(UNSENT | at)

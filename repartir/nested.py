@@ -174,8 +174,8 @@ def _results(
             error: BaseException | None = None
             try:
                 values = future.result(None if until is None else until - time.monotonic())
-            except Exception as exc:
-                if not (future.done() and return_exceptions):
+            except BaseException as exc:
+                if not (return_exceptions and _is_the_outcome_of(future, exc)):
                     raise
                 error, values = exc, []
             pending.popleft()
@@ -202,6 +202,11 @@ def _results(
         for posted in pending:
             posted.future.cancel()
         shown.close()
+
+
+def _is_the_outcome_of(future: Future[Any], exc: BaseException) -> bool:
+    """Whether an exception is what the child raised, not what happened while it was waited for."""
+    return future.done() and not future.cancelled() and future.exception() is exc
 
 
 _executors: list[NestedExecutor] = []

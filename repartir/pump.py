@@ -10,8 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
-import mmap
-import os
 import threading
 import time
 import weakref
@@ -27,11 +25,10 @@ from repartir.functions import FunctionRef
 from repartir.future import Future
 from repartir.ledger import Ledger, Record
 from repartir.limits import Limits
-from repartir.mapjob import Folded, MapJob, Outcome, cancelled, without
+from repartir.mapjob import Folded, MapJob, Outcome, cancelled
 from repartir.payloads import FUNCTION, HEAD_BYTES, PIECE, RANGE, SPAN
 from repartir.policy import NO_POLICY, Policy
 from repartir.shm.arena import FUNCTION_OWNER, RESULT, Handle
-from repartir.shm.blocks import BlockRef, watch, when_dead
 from repartir.shm.board import Board, BoardClosed
 from repartir.shm.deque import TaskDeque
 from repartir.shm.layout import (
@@ -58,14 +55,13 @@ from repartir.shm.layout import (
 )
 from repartir.shm.layout import RANGE as IS_RANGE
 from repartir.shm.outbox import records
-from repartir.shm.segment import copy_in_place, discard
 from repartir.states import TaskEvent, TaskState
+from repartir.views import Views
 
 DEFER = 64
 """Under backlog so many submits are posted together."""
 _MOST_AT_ONCE = 256
 _PLACED_A_ROW = 2
-_SWEEP_BYTES = 16 << 20
 KEPT_S = 1.0
 """What a member has kept for so long is looked at there."""
 CANCELLED = concurrent.futures.CancelledError()
@@ -73,23 +69,6 @@ CANCELLED = concurrent.futures.CancelledError()
 
 TaskFuture = Future[Any]
 TaskRecord = Record[TaskFuture]
-
-
-_with_views: weakref.WeakSet[Pump] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    for pump in list(_with_views):
-        pump.pin_views()
-
-
-def _after_fork() -> None:
-    for pump in list(_with_views):
-        pump.own_views()
-    _with_views.clear()
-
-
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 def _nobody_to_kill(row: int) -> None:
@@ -123,14 +102,6 @@ class Pump:
         """What members said of themselves: (row, status, payload)."""
         self.garbage: deque[Handle] = deque()
         """Blocks that finalizers want freed."""
-        self.views: dict[Handle, tuple[int, BlockRef | None]] = {}
-        """Blocks of results that arrays of the client lie in: the task word, and what watches over them, once it does."""
-        self.dead_views: deque[BlockRef] = deque()
-        """Those whose last array has died."""
-        self.pinned: set[Handle] = set()
-        """Those that a child of the client may still use."""
-        self.viewed_bytes = 0
-        """Bytes of all of them."""
         self.placed: set[int] = set()
         """Ids of the tasks whose arguments lie in a block."""
         self.room: deque[Future[Any]] = deque()
@@ -155,6 +126,7 @@ class Pump:
         """By row, arguments of cancelled tasks whose member is being killed and may use them until it is dead."""
         self.pieces: dict[tuple[int, int], dict[int, bytes]] = {}
         """Answers that come in pieces, by row and task word: those that are here."""
+        self.views = Views(board, on_news, lambda room=self.room: bool(room))  # type: ignore[misc]
         self.kill: Callable[[int], None] = _nobody_to_kill
         """Ends the member of a row."""
         self.mutex = threading.RLock()
@@ -180,7 +152,6 @@ class Pump:
         """Where answers come from: row, outbox, and the words that tell of news."""
         self._unsent: dict[int, tuple[tuple[int, int, int], float]] = {}
         """By row, answers that a member keeps, and since when."""
-        self._dead_bytes = 0
         self._on_news = on_news
         self._ids = itertools.count(1)
         self.new_task_id = self._ids.__next__
@@ -627,7 +598,7 @@ class Pump:
             if words[tail_word] != outbox.consumed_tail or words[blocked]:
                 found = True
                 self.drain_row(at)
-        if self.garbage or self.dead_views:
+        if self.garbage or self.views.dead:
             self._sweep()
         return found
 
@@ -660,14 +631,14 @@ class Pump:
             record = ledger.answered(word)
             if record is None:
                 if status == ANSWER_IN_BLOCK:
-                    self._free_unless_viewed(Handle.unpack(payload))
+                    self.views.free_unless_viewed(Handle.unpack(payload))
                 continue
             handle = None
             if status == ANSWER:
                 result = outcome.decode_outcome(payload)
             elif status == ANSWER_IN_BLOCK:
                 handle = Handle.unpack(payload)
-                result = self._decode_block(handle, word)
+                result = self.views.decode(handle, word)
             elif whole := self._collect(at, word, payload):
                 meta, *buffers = split_parts(whole)
                 result = outcome.decode_outcome(meta, buffers)
@@ -681,7 +652,7 @@ class Pump:
             else:
                 self.settle(record, None, _error_of(record, result), TaskEvent.ANSWER)
             if handle is not None:
-                self._free_unless_viewed(handle)
+                self.views.free_unless_viewed(handle)
         outbox.consumed()
         if board.words[row.blocked]:
             outbox.peek()
@@ -691,73 +662,6 @@ class Pump:
             except BaseException:
                 board.words[row.blocked] = 1
                 raise
-
-    def _decode_block(self, handle: Handle, word: int) -> outcome.Value | outcome.Error:
-        """A result whose arrays lie in their block, which is given back after the last of them has died.
-
-        It gets private copies where views hold half of the memory already, and where an earlier attempt at this answer
-        was interrupted: what that had made of the block may still be alive.
-        """
-        blocks = self.board.blocks
-        seen = self.views.get(handle)
-        if seen is not None or self.viewed_bytes + handle.size > blocks.limit // 2:
-            meta, *copies = blocks.load(handle)
-            return outcome.decode_outcome(meta, copies)
-        view, buffers, exporter = blocks.open(handle)
-        if exporter is not None:
-            self.views[handle] = word, None
-            self.viewed_bytes += handle.size
-            _with_views.add(self)
-            # In this order: the callback of the newest reference comes first, so who is told by the other one finds this.
-            when_dead(exporter, self._view_died, handle, *blocks.extent(handle))
-            self.views[handle] = word, watch(exporter, handle, self.dead_views)
-        return outcome.decode_outcome(view, buffers)
-
-    def _free_unless_viewed(self, handle: Handle) -> None:
-        """The answer in a block is settled: give the block back, unless something watches over arrays in it."""
-        view = self.views.get(handle)
-        if (
-            view is None or view[1] is None
-        ):  # interrupted before it was watched, then decoded into private copies
-            self._forget_view(handle)
-            self.board.blocks.free(handle)
-
-    def _forget_view(self, handle: Handle) -> None:
-        """No array lies in this block (any more).  May be repeated; takes no lock."""
-        if self.views.pop(handle, None) is not None:
-            self.viewed_bytes = self.viewed_bytes - handle.size if self.views else 0
-
-    def has_view_of(self, word: int) -> bool:
-        """Whether arrays of the client lie in the result of a task whose member died before it let go of the claim."""
-        return any(viewed == word for viewed, _ in list(self.views.values()))
-
-    def _view_died(self, handle: Handle, mapping: weakref.ref[mmap.mmap], start: int, end: int) -> None:
-        """The last array in a block has died: a hint, which a signal handler's exception may lose.  Takes no lock."""
-        if not self.ended:
-            self._dead_bytes += handle.size
-            if self._dead_bytes > _SWEEP_BYTES or self.room:
-                self._on_news()  # else whoever pumps next sweeps: a hand-over to the broker's thread costs more
-        elif handle not in self.pinned:
-            self._forget_view(handle)
-            data = mapping()
-            if data is not None:
-                discard(data, start, end)
-
-    def pin_views(self) -> None:
-        """The client forks a child, which has the arrays that it has now: their blocks are not used again."""
-        for handle, (_, ref) in list(self.views.items()):
-            if ref is None or ref() is not None:
-                self.pinned.add(handle)
-
-    def own_views(self) -> None:
-        """In that child: what it writes to them stays its own."""
-        if not self.ended:
-            self.board.blocks.make_private()
-            return
-        for _, ref in list(self.views.values()):
-            exporter = None if ref is None else ref()
-            if exporter is not None:
-                copy_in_place(exporter.__array_interface__["data"][0], exporter.nbytes)
 
     def _collect(self, at: int, word: int, payload: bytes) -> bytes | None:
         """Keep a piece of an answer, which may come again after an interruption; the whole of it with the last."""
@@ -791,14 +695,15 @@ class Pump:
             self._hear_item(record, first, count, outcome.decode_outcome(body) if body else None)
         elif status == ITEM_IN_BLOCK:
             handle = Handle.unpack(body)
-            result = None if record.job.cancelled else self._decode_block(handle, word)
-            self._hear_item(record, first, count, result)
-            self.board.blocks.pass_on(handle, word | RESULT)
-            self._free_unless_viewed(handle)
+            if record.job.first_open(record.base + first) == record.base + first:
+                self.board.blocks.pass_on(handle, word | RESULT)
+                result = None if record.job.cancelled else self.views.decode(handle, word)
+                self._hear_item(record, first, count, result)
+            self.views.settle(handle)
+            self.views.free_unless_viewed(handle)
         elif whole := self._collect(at, word, body):
             meta, *buffers = split_parts(whole)
             self._hear_item(record, first, count, outcome.decode_outcome(meta, buffers))
-            self.pieces.pop((at, word), None)
 
     def collect(self, now: float) -> bool:
         """Whether members keep answers that they have not sent; those that they have kept for long are heard here.
@@ -863,12 +768,10 @@ class Pump:
             record.payload[:HEAD_BYTES] + RANGE.pack(first, end) + record.payload[HEAD_BYTES + RANGE.size :]
         )
         rest: TaskRecord = Record(future.task_id, future, payload, record.flags, record.keep, record.name)
-        rest.block, rest.base, rest.job, rest.reposts = record.block, base, job, reposts
-        rest.spans = ((base + first, base + end),)
-        job.records[rest.task_id] = rest
+        rest.block, rest.reposts = record.block, reposts
+        job.enter_rest(rest, record, base + first, base + end)
         if type(rest.block) is Handle:
             self.placed.add(rest.task_id)
-        record.spans = without(record.spans, base + first, base + end)
         self._inbox_of(rest).appendleft(rest)
 
     def give_up(self, job: MapJob, *, running: bool) -> None:
@@ -900,7 +803,10 @@ class Pump:
 
     def settle(self, record: TaskRecord, value: Any, error: BaseException | None, event: TaskEvent) -> None:
         """Give a future its outcome and forget the task.  Under ``mutex``."""
-        self._deliver(record, value, error)
+        if record.job is not None:
+            self._deliver(record, value, error)
+        elif not record.future.settle_alone(value, error):
+            self._hand_to_broker(record.future, value, error)
         self.forget(record, event)
 
     def _deliver(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
@@ -930,7 +836,8 @@ class Pump:
         job = record.job
         if job is not None and event is TaskEvent.CANCEL:
             job.fail(record, cancelled)
-        self._drop_pieces(record.word)
+        if self.pieces:
+            self._drop_pieces(record.word)
         if record.policy is not NO_POLICY:
             self.watched.discard(record.task_id)
             self._let_go(record, record.task_id)
@@ -947,20 +854,12 @@ class Pump:
 
     def _sweep(self) -> bool:
         """Give back what finalizers left; whether it was anything."""
-        blocks, views, dead, freed = self.board.blocks, self.views, self.dead_views, bool(self.garbage)
-        self._dead_bytes = 0
+        blocks, claimant, freed = self.board.blocks, self.ledger.claimant, bool(self.garbage)
         while self.garbage:
             blocks.free(self.garbage[0])
             self.garbage.popleft()
-        for _ in range(len(dead)):
-            handle = dead[0].handle
-            if handle in views and handle not in self.pinned:
-                if self.ledger.claimant(views[handle][0]) is not None:
-                    dead.rotate(-1)  # not settled yet: the answer will be decoded once more
-                    continue
-                freed = blocks.free(handle) or freed
-                self._forget_view(handle)
-            dead.popleft()
+        if self.views.dead:
+            freed = self.views.sweep(lambda word: claimant(word) is None) or freed
         if freed and self.room:
             self._tell_of_room()
         return freed
@@ -977,7 +876,7 @@ class Pump:
         nor = " and the folder for temporary files has no room either" if in_file_too else ""
         return SharedMemoryFull(
             f"no room for {size:,} bytes: shared memory may take {self.board.blocks.limit:,} bytes{nor}. "
-            f"Held now: {held} (of the results {self.viewed_bytes:,} by arrays that "
+            f"Held now: {held} (of the results {self.views.bytes:,} by arrays that "
             "this program keeps). Submit smaller arguments, drop results that are not needed, or give more room "
             "(docker run --shm-size=1g; REPARTIR_SHM_DIR; TMPDIR for what spills)."
         )
@@ -1137,12 +1036,12 @@ class Pump:
         """No member lives any more: what arrays of the client lie in stays, all other memory goes."""
         with self.mutex, contextlib.suppress(InternalError):  # what cannot be read goes with the ring
             self._sweep()
-            if views := list(self.views):
-                self.board.blocks.keep_only(views)
+            if handles := list(self.views.handles):
+                self.board.blocks.keep_only(handles)
 
     def let_go(self) -> None:
         """Nothing is pumped any more, and nothing here keeps the memory mapped.  Takes no lock."""
-        self.ended = True
+        self.ended = self.views.ended = True
         self._sources = []
         self._queues = ()
 

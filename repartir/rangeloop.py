@@ -130,7 +130,7 @@ class RangeLoop:
         serve = self._fold if flags & FOLD else self._serve
         began = self._sent_at = clock()
         done, share, at = 0, 1, self._words[self._hand.first_word]
-        while done < most and host.goes_on():
+        while done < most and (host.goes_on() or self._whole is not None):
             if done and self._whole is None and host.gives_way(self._level):
                 self._flush(at)
                 self._lay_aside()

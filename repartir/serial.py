@@ -115,7 +115,7 @@ class SerialExecutor(concurrent.futures.Executor):
         until = mapping.deadline(timeout)
         # A generator, since an exhausted zip would take more of its longer iterables when asked again.
         items = (args for args in zip(*iterables, strict=False))
-        ahead = None if buffersize is None else buffersize * (chunksize or 1)
+        ahead = None if buffersize is None else min(buffersize * (chunksize or 1), sys.maxsize)
         taken = deque(itertools.islice(items, ahead))
         shown = reporter(progress, self._policy.name or name_of(fn), len(taken) if ahead is None else None)
         results = self._each(fn, taken, items, until, shown, return_exceptions=return_exceptions)

@@ -45,6 +45,8 @@ from repartir.shm.layout import (
     CALL_EACH,
     CALL_MANY,
     CHILD,
+    DEPTH_MASK,
+    DEPTH_SHIFT,
     H_CLIENT_SLEEP,
     IN_BLOCK,
     LEVELS,
@@ -60,6 +62,8 @@ SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _BLOCKED_S = 1.0  # the same, for a full outbox
 _LOOK_S = 0.002  # for a full outbox, in threads that have no semaphore
+_NO_PLAIN_TASK = RANGE | DEPTH_MASK << DEPTH_SHIFT
+"""A range, or a child: these have a depth."""
 _LOG_RECORDS = 4
 """A log record may be so many times as large as an answer: there is no arena for it."""
 
@@ -163,6 +167,8 @@ class Worker:
         """Some task has forked a child, which has the arrays that this process had then."""
         self.is_copy = False
         """This process is such a child, and nobody's worker."""
+        self._leaves = False
+        """It has answered for a part of a range only, and ends."""
         self._largest: int | None = None
         """So much memory of its own it may have between two tasks."""
 
@@ -202,7 +208,7 @@ class Worker:
             if self._forwarder is not None and self._forwarder.pending:
                 self._forwarder.flush()
             left -= done
-            if self._words[self._row.claim] or (self._largest is not None and not self.goes_on()):
+            if self._leaves or (self._largest is not None and not self.goes_on()):
                 break  # what is left of a range is given to others
         self._words[self._row.state] = MemberState.RETIRED
 
@@ -315,25 +321,26 @@ class Worker:
     def run_one(self, entry: Entry, most: int = 1) -> int:
         """Run a claimed task and answer, or of a range at most so many items (-1: all); how many were run."""
         word, payload, flags = entry
-        if word & CHILD:
-            self.nest.run_stolen(entry)
-            return 1
-        if flags & RANGE:
-            done = self._ranges[level_of(flags)].run(entry, most if most > 0 else 1 << 62)
-            self._words[self._row.runs] += done
-            return done
         words, row = self._words, self._row
+        if flags & _NO_PLAIN_TASK:
+            if word & CHILD:
+                self.nest.run_stolen(entry)
+                return 1
+            done = self._ranges[level_of(flags)].run(entry, most if most > 0 else 1 << 62)
+            self._leaves = words[row.claim] != 0
+            words[row.runs] += done
+            return done
         words[row.started] = word
         result = self._call(payload, flags)
         if os.getpid() != self._pid:
             os._exit(0)
         if self.nest.level is not None:
             result = self.nest.end_bottom(result)
-        self.answer(word, result, timed=flags & TIMED)
+        self.answer(word, result, flags & TIMED)
         words[row.runs] += 1
         return 1
 
-    def answer(self, word: int, result: outcome.Value | outcome.Error, *, timed: int = 0) -> None:
+    def answer(self, word: int, result: outcome.Value | outcome.Error, timed: int = 0) -> None:
         """Publish a task's outcome, then let go of the claim.  Encoding it is part of a ``timed`` task."""
         body = outcome.encode_outcome(result, self._settings.out_of_band)
         if timed:

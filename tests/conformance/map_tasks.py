@@ -176,3 +176,10 @@ def logs_then_waits(n: int, gate: Gate) -> int:
         gate.wait()
     logging.getLogger("maps").warning("item %d", n)
     return n
+
+
+def interrupts_at_zero(n: int, bell: Bell) -> None:
+    if n == 0:
+        raise KeyboardInterrupt
+    bell.ring(n)
+    time.sleep(0.3)

@@ -350,3 +350,11 @@ def exit_now() -> None:
 def large_error() -> int:
     future = current_executor().submit(fail, "x" * 5000)
     return len(str(future.exception()))
+
+
+def map_of_exits() -> list[str]:
+    return [repr(error) for error in current_executor().map(exit_with, [3, 4], return_exceptions=True)]
+
+
+def exit_with(code: int) -> None:
+    raise SystemExit(code)

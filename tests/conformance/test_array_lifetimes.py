@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repartir import SharedMemoryFull, WorkerDied, outcome, pump
+from repartir import SharedMemoryFull, WorkerDied, outcome, views
 from tests.shared import Interrupted, Threads, family, gates, until
 
 from . import array_tasks as tasks
@@ -815,7 +815,7 @@ def test_an_idle_worker_collects_what_only_cycles_keep(make: Make) -> None:
 def test_a_result_interrupted_before_it_is_watched_is_not_counted_for_ever(
     one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really, left = pump.watch, [1]
+    really, left = views.watch, [1]
 
     def interrupted(*args: Any) -> Any:
         if left and threading.current_thread() is threading.main_thread():
@@ -825,7 +825,7 @@ def test_a_result_interrupted_before_it_is_watched_is_not_counted_for_ever(
 
     kept = one.submit(tasks.full, SIZE, 1).result(LIMIT_S)
     before = one.stats().viewed_bytes
-    monkeypatch.setattr(pump, "watch", interrupted)
+    monkeypatch.setattr(views, "watch", interrupted)
     for _ in range(50):  # the broker's thread, which nothing interrupts, may be first
         future = one.submit(tasks.full, SIZE, 2)
         with suppress(Interrupted):
@@ -835,5 +835,5 @@ def test_a_result_interrupted_before_it_is_watched_is_not_counted_for_ever(
             break
     assert not left
     del future
-    assert one.stats().viewed_bytes == one._broker.pump.viewed_bytes == before
+    assert one.stats().viewed_bytes == one._broker.pump.views.bytes == before
     assert is_full_of(kept, 1)

@@ -62,7 +62,9 @@ def test_workers_share_the_cores(
     lines = seen(kind, tmp_path, [{}], loaded, monkeypatch)
     started = SHARE
     if kind.name == "fork" and loaded and SHARE != "1":
-        started = lines[0].split()[-1]  # OpenBLAS in a fork starts all threads that it had, and lets those beyond idle
+        started = lines[0].split()[
+            -1
+        ]  # OpenBLAS in a fork starts all threads that it had, and lets those beyond idle
         assert started in (SHARE, str(CORES))
     assert lines == [f"{{{SHARE}}} {SHARE} {SHARE} {started}", "None None"]
 

@@ -162,16 +162,16 @@ def test_who_is_told_of_memory_that_was_let_go_of_finds_it(make: Make) -> None:
     """The broker's thread may run between the two callbacks of a view's death, and looks but once."""
     with make(1) as ex:
         result = ex.submit(zeros, 64 * MIB).result(LIMIT_S)
-        pump, found = ex._broker.pump, []
-        tell = pump._on_news
+        views, found = ex._broker.pump.views, []
+        tell = views._on_death
 
         def look_and_tell() -> None:
-            found.append(len(pump.dead_views))
+            found.append(len(views.dead))
             tell()
 
-        pump._on_news = look_and_tell
+        views._on_death = look_and_tell
         del result
-        pump._on_news = tell
+        views._on_death = tell
         assert found[0] == 1
 
 
@@ -182,9 +182,9 @@ def test_a_fork_keeps_only_what_is_alive(make: Make) -> None:
         pump = ex._broker.pump
         with pump.mutex:  # nobody sweeps
             del dropped
-            pump.pin_views()
-            assert len(pump.views) == 2
-            assert len(pump.pinned) == 1
+            pump.views.pin()
+            assert len(pump.views.handles) == 2
+            assert len(pump.views.pinned) == 1
         assert kept.nbytes == MIB
 
 

@@ -212,3 +212,8 @@ def test_what_is_queued_and_runs_is_told(ex: Executor, bell: BellKeeper, gate: G
     gate.open()
     assert future.result(LIMIT_S) is None
     assert waiting.result(LIMIT_S) == 2
+
+
+@workers
+def test_a_map_returns_exits_as_exceptions(ex: Executor) -> None:
+    assert ex.submit(tasks.map_of_exits).result(LIMIT_S) == ["SystemExit(3)", "SystemExit(4)"]

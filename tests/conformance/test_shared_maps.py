@@ -9,13 +9,13 @@ import operator
 import os
 import signal
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import repartir
 from repartir import TaskNotSerializable, TaskTimeout, WorkerDied
 
 from . import map_tasks as tasks
@@ -159,8 +159,8 @@ class TestValues:
     @workers
     def test_a_function_that_cannot_be_unpickled(self, ex: Any) -> None:
         call = functools.partial(tasks.same, tasks.FailsToLoad())
-        results = list(ex.map(call, range(10), return_exceptions=True))
-        assert [str(result) for result in results] == ["loading exploded"] * 10
+        results = list(ex.map(call, range(300), return_exceptions=True))
+        assert [str(result) for result in results] == ["loading exploded"] * 300
 
     @workers
     def test_a_function_that_cannot_be_pickled(self, ex: Any) -> None:
@@ -316,6 +316,23 @@ class TestSharing:
             assert ex.stats().lost == 0
 
     @workers
+    def test_a_chunk_is_finished_by_a_worker_that_grew(self, make: Make) -> None:
+        with make(1, max_rss_growth="20MiB") as ex:
+            pids = list(ex.map(tasks.grows, range(6), chunksize=3))
+            assert pids[:3] == [pids[0]] * 3
+            assert pids[3:] == [pids[3]] * 3
+            assert pids[0] != pids[3]
+
+    @workers
+    def test_results_that_were_dropped_take_no_room(self, own: Any) -> None:
+        most = 0
+        for result in own.map_unordered(np.full, [1 << 17] * 200, range(200)):
+            assert result.shape == (1 << 17,)
+            del result
+            most = max(most, own.stats().viewed_bytes)
+        assert most < 64 << 20
+
+    @workers
     def test_a_child_that_a_task_left_behind_answers_nothing(self, own: Any) -> None:
         assert list(own.map(tasks.forks, range(10))) == list(range(10))
 
@@ -359,14 +376,38 @@ class TestEnds:
         assert not ex._broker.pump.ledger.records
 
     @workers
+    def test_an_item_s_own_interruption_stops_no_other_worker(self, own: Any, bell: BellKeeper) -> None:
+        results = own.map(tasks.interrupts_at_zero, range(2), [bell.bell] * 2)
+        bell.hear()
+        pids = pids_of(own)
+        with pytest.raises(KeyboardInterrupt):
+            list(results)
+        own.submit(abs, -1).result(LIMIT_S)
+        assert pids_of(own) == pids
+
+    @workers
     def test_a_shutdown_that_cancels(self, make: Make, gate: GateKeeper, bell: BellKeeper) -> None:
         ex: Any = make(2)
         results = ex.map(tasks.ring_and_wait, range(100), [gate.gate] * 100, [bell.bell] * 100)
         bell.hear()
         ex.shutdown(wait=False, cancel_futures=True)
         gate.open()
-        with pytest.raises(repartir.executor.concurrent.futures.CancelledError):
+        with pytest.raises(CancelledError):
             list(results)
+
+    @workers
+    def test_a_shutdown_that_cancels_gives_each_item_its_error(
+        self, make: Make, gate: GateKeeper, bell: BellKeeper
+    ) -> None:
+        ex: Any = make(2)
+        args = [gate.gate] * 500, [bell.bell] * 500
+        results = ex.map(tasks.ring_and_wait, range(500), *args, return_exceptions=True)
+        bell.hear()
+        ex.shutdown(wait=False, cancel_futures=True)
+        gate.open()
+        kinds = collections.Counter(map(type, results))
+        assert kinds.keys() == {int, CancelledError}
+        assert kinds[CancelledError] > 450
 
     @workers
     def test_killed_workers(self, make: Make, gate: GateKeeper, bell: BellKeeper) -> None:
@@ -374,7 +415,7 @@ class TestEnds:
         results = ex.map(tasks.ring_and_wait, range(100), [gate.gate] * 100, [bell.bell] * 100)
         bell.hear()
         ex.kill_workers()
-        with pytest.raises((WorkerDied, repartir.executor.concurrent.futures.CancelledError)):
+        with pytest.raises((WorkerDied, CancelledError)):
             list(results)
 
     @workers
@@ -392,7 +433,7 @@ class TestEnds:
         results = own.map(tasks.ring_and_sleep, range(20), [bell.bell] * 20)
         bell.hear()
         bell.hear()
-        pids = repartir_children(own)
+        pids = pids_of(own)
         signal.signal(signal.SIGALRM, interrupt)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
@@ -407,6 +448,6 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def repartir_children(ex: Any) -> list[int]:
+def pids_of(ex: Any) -> list[int]:
     board = ex._broker.board
     return [board.words[row.pid] for row in board.rows]

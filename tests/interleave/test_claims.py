@@ -139,7 +139,7 @@ class StartsLate(RingWorker):
 class LetsGoFirst(RingWorker):
     """Lets go of the claim before it answers."""
 
-    def answer(self, word: int, result: outcome.Value | outcome.Error, *, timed: int = 0) -> None:
+    def answer(self, word: int, result: outcome.Value | outcome.Error, timed: int = 0) -> None:
         self._words[self._row.claim] = 0
         body = outcome.encode_outcome(result)
         if isinstance(body, bytes) and len(body) <= self._largest_bytes:

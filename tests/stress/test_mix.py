@@ -49,6 +49,20 @@ def sometimes(seed: int) -> int:
     return seed
 
 
+def tree(depth: int) -> int:
+    """As many leaves as a binary tree has, half of them children's."""
+    if depth == 0:
+        return 1
+    child = repartir.current_executor().submit(tree, depth - 1)
+    return tree(depth - 1) + child.result()
+
+
+def dies_or_not(n: int) -> int:
+    if n % 50 == 7:
+        die()
+    return tree(2) + n if n % 10 == 0 else n
+
+
 class Look(NamedTuple):
     descriptors: int
     threads: int
@@ -88,6 +102,27 @@ def shared(ex: Any, rng: random.Random) -> None:
 def many(ex: Any, rng: random.Random) -> None:
     count = rng.randrange(1, 3_000)
     assert list(ex.map(abs, range(-count, 0))) == list(range(count, 0, -1))
+
+
+def nested(ex: Any, rng: random.Random) -> None:
+    futures = [ex.submit(tree, rng.randrange(1, 6)) for _ in range(5)]
+    assert all(future.result(LIMIT_S) in (2, 4, 8, 16, 32) for future in futures)
+    assert ex.run_on_all(abs, -1) == [1, 1]
+
+
+def maps(ex: Any, rng: random.Random) -> None:
+    """Each item has one outcome, whatever dies in others, and whoever submits from one."""
+    count = rng.randrange(1, 120)
+    results = list(ex.map(dies_or_not, range(count), return_exceptions=True))
+    expected = [n + 4 * (n % 10 == 0) for n in range(count)]
+    assert [n for n in range(count) if isinstance(results[n], repartir.WorkerDied)] == list(
+        range(7, count, 50)
+    )
+    assert all(result == expected[n] for n, result in enumerate(results) if n % 50 != 7)
+    assert ex.map(abs, range(1000), reduce=max) == 999
+    early = ex.map(time.sleep, [0.001] * 1000)
+    next(early)
+    early.close()
 
 
 def errors(ex: Any, rng: random.Random) -> None:
@@ -132,6 +167,8 @@ SCENES: tuple[Callable[[Any, random.Random], None], ...] = (
     arrays,
     shared,
     many,
+    nested,
+    maps,
     errors,
     deaths,
     time_outs,

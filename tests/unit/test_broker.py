@@ -66,3 +66,24 @@ def test_a_bell_is_set_until_it_is_heard() -> None:
     bell.set()
     bell.clear()
     assert not bell.is_set()
+
+
+def test_a_driver_that_tells_of_reports_which_were_heard_listens_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may sleep without them since it told; who heard them before has to wake it once more."""
+    pokes = []
+    monkeypatch.setattr(Broker, "_poke", lambda self: pokes.append(True))
+    made: Any = Broker.__new__(Broker)
+    made._reports_due = True
+    made._aborting = made.closing = made._shared_freed = False
+    made.broken = None
+    made.members = SimpleNamespace(starting=False, listen=lambda: False)
+    made.pump = SimpleNamespace(said=(), doubtful=(), due=())
+    made._attempts = SimpleNamespace(look=lambda: False)
+    made._keep_house()
+    assert pokes
+    assert not made._reports_due
+    pokes.clear()
+    made._keep_house()
+    assert not pokes

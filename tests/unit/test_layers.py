@@ -28,7 +28,7 @@ LAYERS = f"""
     future
     command
     hygiene environment cores policy stacks logs children rangeloop worker nursery
-    states ledger limits mapjob pump
+    states ledger limits mapjob views pump
     stats
     supervisor attempts recovery members broker
     progress

@@ -1,10 +1,11 @@
 """(b) An ML engineer, notebook cells: scikit-learn, joblib, Optuna.
 
 Nothing is guarded by `if __name__ == "__main__"`.  What the promise says about each [B…] is asserted beside it.  Not here
-yet, since they are not built: sweep and grid [B3–B9], map(progress=…) [B16], asubmit [B18].
+yet, since they are not built: sweep and grid [B3–B9].
 """
 
 # %%
+import asyncio
 import os
 import signal
 import threading
@@ -20,7 +21,6 @@ from sklearn.datasets import load_digits
 from sklearn.ensemble import HistGradientBoostingClassifier as HGB
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import cross_val_score
-from threadpoolctl import threadpool_limits
 
 import repartir
 import repartir.integrations.joblib
@@ -29,9 +29,6 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.simplefilter("ignore", ConvergenceWarning)
 X, y = load_digits(n_class=2, return_X_y=True)
 HGB(max_iter=1).fit(X, y)  # a first fit in the kernel: libgomp has threads from here on
-# Two workers with two threads each on two busy cores take ten times as long: OpenMP's threads spin while they wait.
-os.environ["OMP_NUM_THREADS"] = "1"
-threadpool_limits(1)
 # [B1] Workers start from a fresh interpreter, so that OpenMP fits in them do not hang.
 ex = repartir.Executor(2)
 Xs = ex.share(X)
@@ -129,7 +126,10 @@ def nested(seed):
     return sum(ex.map(np.sin, range(seed)))  # [B15] in a task, ex is the current executor
 
 
-assert list(ex.map(nested, range(4))) == [sum(np.sin(range(n))) for n in range(4)]
+told = []
+sums = ex.map(nested, range(4), progress=lambda *args: told.append(args))  # [B16]
+assert list(sums) == [sum(np.sin(range(n))) for n in range(4)]
+assert told[-1] == (4, 4)
 
 
 # %%  interrupts the kernel during ex.map [B17]: it computes no more, and ex is usable in the next cell
@@ -154,6 +154,20 @@ else:
     raise AssertionError("not interrupted")
 assert ex.submit(fit, 0.1, 4, rng=np.random.default_rng(7)).result() == again
 assert not list(Path().glob("*-ended"))
+
+
+# %%
+async def serve(seconds):
+    return await asyncio.wait_for(ex.asubmit(time.sleep, seconds), 0.2)  # [B18] the time-out stops the task
+
+
+try:
+    asyncio.run(serve(60))
+except TimeoutError:
+    pass
+else:
+    raise AssertionError("it did not time out")
+assert asyncio.run(serve(0)) is None
 
 # %%
 ex.shutdown()
