@@ -79,7 +79,7 @@ def test_a_driver_that_tells_of_reports_which_were_heard_listens_again(
     made._aborting = made.closing = made._shared_freed = False
     made.broken = None
     made.members = SimpleNamespace(starting=False, listen=lambda: False)
-    made.pump = SimpleNamespace(said=(), doubtful=(), due=())
+    made.pump = SimpleNamespace(said=(), doubtful=(), due=(), place_free=False)
     made._attempts = SimpleNamespace(look=lambda: False)
     made._keep_house()
     assert pokes
