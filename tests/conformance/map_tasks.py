@@ -185,6 +185,7 @@ def interrupts_at_zero(n: int, bell: Bell) -> None:
     time.sleep(0.3)
 
 
-def mebibyte_after_a_while(n: int) -> Any:
-    time.sleep(0.004)
+def mebibyte_but_wait_at_seven(n: int, gate: Gate) -> Any:
+    if n == 7:
+        gate.wait()
     return np.full(1 << 17, n)
