@@ -319,10 +319,11 @@ class TestSharing:
     @workers
     def test_a_chunk_is_finished_by_a_worker_that_grew(self, make: Make) -> None:
         with make(1, max_rss_growth="20MiB") as ex:
-            pids = list(ex.map(tasks.grows, range(6), chunksize=3))
-            assert pids[:3] == [pids[0]] * 3
-            assert pids[3:] == [pids[3]] * 3
-            assert pids[0] != pids[3]
+            pids = list(ex.map(tasks.grows, range(15), chunksize=3))
+            chunks = [set(pids[first : first + 3]) for first in range(0, 15, 3)]
+            assert [len(chunk) for chunk in chunks] == [1] * 5
+            # Not after each for sure: what the fork has of its parent's garbage may go meanwhile.
+            assert len(set(pids)) > 1
 
     @workers
     def test_results_that_were_dropped_take_no_room(self, make: Make, gate: GateKeeper) -> None:
