@@ -384,6 +384,7 @@ class TestEnds:
 
     @workers
     def test_an_item_s_own_interruption_stops_no_other_worker(self, own: Any, bell: BellKeeper) -> None:
+        own.run_on_all(abs, -1)  # both are there
         results = own.map(tasks.interrupts_at_zero, range(2), [bell.bell] * 2)
         bell.hear()
         pids = pids_of(own)
