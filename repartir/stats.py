@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from repartir import optional
 
 
-@dataclass(frozen=True, slots=True)
-class ExecutorStats:
+class ExecutorStats(NamedTuple):
     """Numbers of tasks and workers, and bytes of memory, at one moment.
 
     Attributes:
