@@ -237,17 +237,34 @@ class Feed:
             self._job.give(self.posted, Failed(error, count))
 
 
+class _Taking:
+    """While results are taken.  At the end, whatever ended it, what is pending is cancelled; Ctrl-C also stops what runs."""
+
+    def __init__(self, job: MapJob, shown: Reporter) -> None:
+        self._job = job
+        self._shown = shown
+        self.raised: list[BaseException] = []
+        """An item's own error, which may be a ``KeyboardInterrupt`` that is no Ctrl-C."""
+
+    def __enter__(self) -> list[BaseException]:
+        return self.raised
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        interrupted = isinstance(error, KeyboardInterrupt) and not any(error is own for own in self.raised)
+        self.raised.clear()
+        self._job.cancel(running=interrupted)
+        self._shown.close()
+
+
 def results(
     feed: Feed, job: MapJob, until: float | None, shown: Reporter, *, return_exceptions: bool
 ) -> Iterator[Any]:
     """Yield what comes back, in the order of items or, in an unordered job, as it comes.
 
-    The first exception, unless it is to be returned, the time-out or the death of the iterator cancels what is pending;
-    Ctrl-C also stops what runs.
+    The first exception, unless it is to be returned, the time-out or the death of the iterator ends it.
     """
-    interrupted, taken = False, 0
-    raised: list[BaseException] = []
-    try:
+    taken = 0
+    with _Taking(job, shown) as raised:
         while taken < feed.posted:
             _, outcome = job.take(taken, until)
             count = count_of(outcome)
@@ -262,13 +279,6 @@ def results(
                 yield from outcome
             else:
                 yield outcome.pop()  # perhaps a large array, which nothing here keeps
-    except KeyboardInterrupt as exc:
-        interrupted = not any(exc is error for error in raised)
-        raise
-    finally:
-        raised.clear()
-        job.cancel(running=interrupted)
-        shown.close()
 
 
 def _with_errors(outcome: Any, raised: list[BaseException], *, return_exceptions: bool) -> Iterator[Any]:
@@ -291,10 +301,8 @@ def folded(
     job: MapJob, feed: Feed, operator: Callable[[Any, Any], Any], until: float | None, shown: Reporter
 ) -> Any:
     """All outcomes folded, from the first item to the last.  Raises the first error, and ``TypeError`` without items."""
-    interrupted = False
-    raised: list[BaseException] = []
 
-    def parts() -> Iterator[Any]:
+    def parts(raised: list[BaseException]) -> Iterator[Any]:
         taken = 0
         while taken < feed.posted:
             _, outcome = job.take(taken, until)
@@ -305,15 +313,8 @@ def folded(
                 raise raised[-1]
             yield from [outcome.value] if isinstance(outcome, Folded) else outcome
 
-    try:
-        return fold(operator, parts())
-    except KeyboardInterrupt as exc:
-        interrupted = not any(exc is error for error in raised)
-        raise
-    finally:
-        raised.clear()
-        job.cancel(running=interrupted)
-        shown.close()
+    with _Taking(job, shown) as raised:
+        return fold(operator, parts(raised))
 
 
 def of_all_workers(futures: Sequence[Future[T]]) -> list[T]:
