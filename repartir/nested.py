@@ -54,40 +54,27 @@ class NestedExecutor(SerialExecutor):
             return nest.submit(fn, args, kwargs, self._policy)
         return super().submit(fn, *args, **kwargs)
 
-    def map(
+    def _results(
         self,
         fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        return_exceptions: bool = False,
-        reduce: Callable[[T, T], T] | None = None,
-        progress: bool | Told = False,
-    ) -> Any:
-        """As `Executor.map`; while it waits for a result, this worker runs what no other has begun.
-
-        Items travel in chunks, those that have retries or return their exceptions one by one.
-        """
+        iterables: tuple[Iterable[Any], ...],
+        until: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        progress: bool | Told,
+        *,
+        return_exceptions: bool,
+    ) -> Iterator[T]:
+        """Items travel in chunks, those that have retries or return their exceptions one by one."""
         nest, policy = self._nest, self._policy
         if not nest.is_here():
-            return super().map(
-                fn,
-                *iterables,
-                timeout=timeout,
-                chunksize=chunksize,
-                buffersize=buffersize,
-                return_exceptions=return_exceptions,
-                reduce=reduce,
-                progress=progress,
+            return super()._results(
+                fn, iterables, until, chunksize, buffersize, progress, return_exceptions=return_exceptions
             )
-        mapping.check_arguments(chunksize, buffersize)
-        mapping.check_reduce(reduce, chunksize, buffersize, return_exceptions=return_exceptions)
         if policy.one_by_one and chunksize not in (None, 1):
             raise ValueError(
                 f"with retries each item is a task of its own: chunksize must be None, not {chunksize}"
             )
-        until = mapping.deadline(timeout)
         one_by_one = policy.one_by_one or (return_exceptions and chunksize in (None, 1))
         as_they_are = len(iterables) == 1 and not one_by_one
         items: Iterable[Any] = iterables[0] if as_they_are else zip(*iterables, strict=False)
@@ -108,7 +95,7 @@ class NestedExecutor(SerialExecutor):
             return _Posted(nest.submit(fn, chunk, {}, policy, flag), 1 if one_by_one else len(chunk))
 
         pending = deque(map(post, itertools.islice(source, buffersize)))
-        results = _results(
+        return _results(
             pending,
             map(post, source),
             until,
@@ -116,7 +103,6 @@ class NestedExecutor(SerialExecutor):
             one_by_one=one_by_one,
             return_exceptions=return_exceptions,
         )
-        return results if reduce is None else mapping.fold(reduce, results)
 
     def options(self, **options: Any) -> SerialExecutor:
         """As `Executor.options`, but for limits and priorities: only what the client submits can be stopped or held back."""

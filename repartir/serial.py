@@ -113,13 +113,28 @@ class SerialExecutor(concurrent.futures.Executor):
         mapping.check_arguments(chunksize, buffersize)
         mapping.check_reduce(reduce, chunksize, buffersize, return_exceptions=return_exceptions)
         until = mapping.deadline(timeout)
+        results = self._results(
+            fn, iterables, until, chunksize, buffersize, progress, return_exceptions=return_exceptions
+        )
+        return results if reduce is None else mapping.fold(reduce, results)
+
+    def _results(
+        self,
+        fn: Callable[..., T],
+        iterables: tuple[Iterable[Any], ...],
+        until: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        progress: bool | Told,
+        *,
+        return_exceptions: bool,
+    ) -> Iterator[T]:
         # A generator, since an exhausted zip would take more of its longer iterables when asked again.
         items = (args for args in zip(*iterables, strict=False))
         ahead = None if buffersize is None else min(buffersize * (chunksize or 1), sys.maxsize)
         taken = deque(itertools.islice(items, ahead))
         shown = reporter(progress, self._policy.name or name_of(fn), len(taken) if ahead is None else None)
-        results = self._each(fn, taken, items, until, shown, return_exceptions=return_exceptions)
-        return results if reduce is None else mapping.fold(reduce, results)
+        return self._each(fn, taken, items, until, shown, return_exceptions=return_exceptions)
 
     def map_unordered(self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Any) -> Iterator[T]:
         """As `map`: nothing comes out of order."""
@@ -226,33 +241,21 @@ class SerialExecutor(concurrent.futures.Executor):
         return_exceptions: bool,
     ) -> Iterator[T]:
         with shown:
-            yield from self._one_by_one(fn, taken, items, until, shown, return_exceptions=return_exceptions)
-
-    def _one_by_one(
-        self,
-        fn: Callable[..., T],
-        taken: deque[tuple[Any, ...]],
-        items: Iterator[tuple[Any, ...]],
-        until: float | None,
-        shown: Reporter,
-        *,
-        return_exceptions: bool,
-    ) -> Iterator[T]:
-        while taken:
-            if until is not None and time.monotonic() > until:
-                raise TimeoutError
-            try:
-                value: Any = self._call(fn, taken.popleft(), {})
-            except KeyboardInterrupt:
-                raise
-            except BaseException as exc:
-                if not return_exceptions:
+            while taken:
+                if until is not None and time.monotonic() > until:
+                    raise TimeoutError
+                try:
+                    value: Any = self._call(fn, taken.popleft(), {})
+                except KeyboardInterrupt:
                     raise
-                value = exc
-            taken.extend(itertools.islice(items, 1))
-            shown.step()
-            yield value
-            del value
+                except BaseException as exc:
+                    if not return_exceptions:
+                        raise
+                    value = exc
+                taken.extend(itertools.islice(items, 1))
+                shown.step()
+                yield value
+                del value
 
 
 def _apply(fn: Callable[..., T], args: Iterable[Any]) -> T:
