@@ -835,7 +835,7 @@ class Pump:
 
     def has_failed(self, record: TaskRecord) -> bool:
         """Whether the task was answered by an error with which the broker's thread has not dealt yet.  Under ``mutex``."""
-        return any(failed is record and word == record.word for failed, word, _ in self.failed)
+        return any(failed is record and word == record.word for failed, word, _ in list(self.failed))
 
     def tell_cancelled(self, future: TaskFuture) -> None:
         """Have waiters and callbacks of a future that is marked as cancelled told."""
@@ -926,7 +926,7 @@ class Pump:
             record = self.ledger.records.get(future.task_id)
             if record is None:
                 return future.mark_cancelled()  # who would post it forgets it instead
-            if record.state is TaskState.PENDING or self._has_failed(record) or self._is_uncommitted(record):
+            if record.state is TaskState.PENDING or self.has_failed(record) or self._is_uncommitted(record):
                 self.retry_cancelled = True
                 self._on_news()
                 return future.mark_cancelled()
@@ -989,11 +989,7 @@ class Pump:
                         self.placed.discard(record.task_id)
                     return self.withdrawn(record)
             self._drain()
-            return self._has_failed(record) and future.mark_cancelled()
-
-    def _has_failed(self, record: TaskRecord) -> bool:
-        """Whether the broker's thread is about to decide on another attempt.  Under ``mutex``."""
-        return any(failed is record and word == record.word for failed, word, _ in list(self.failed))
+            return self.has_failed(record) and future.mark_cancelled()
 
     def bury_orphans(self, at: int) -> None:
         """The member of this row is dead: nobody uses the arguments of tasks that it was killed for."""
