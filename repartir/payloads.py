@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from repartir.shm.arena import HANDLE_BYTES
 
@@ -21,3 +22,11 @@ def items_of(payload: bytes) -> tuple[int, int]:
     """The first item of a range and its end."""
     first, end = RANGE.unpack_from(payload, HEAD_BYTES)
     return first, end
+
+
+def pieces_of(whole: bytes, most: int) -> Iterator[bytes]:
+    """An answer cut into pieces of at most ``most`` bytes, each with its head."""
+    size = most - PIECE.size
+    count = -(-len(whole) // size)
+    for nth in range(count):
+        yield PIECE.pack(nth, count) + whole[nth * size : (nth + 1) * size]

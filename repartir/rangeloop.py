@@ -14,7 +14,7 @@ from repartir.batches import COLUMNS, KINDS, PICKLED, PLAIN, batch_bytes, pickle
 from repartir.children import Nest
 from repartir.codec import ATOMS, Part, join_parts, parts_of
 from repartir.pages import PagedItems
-from repartir.payloads import HEAD_BYTES, PIECE, RANGE, SPAN
+from repartir.payloads import HEAD_BYTES, RANGE, SPAN, pieces_of
 from repartir.portable import without_outermost_frame
 from repartir.shm.arena import UNSENT, Handle
 from repartir.shm.board import Board
@@ -153,7 +153,7 @@ class RangeLoop:
                 except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
                     chunk_end = min(items.page_end(at), end)
                     self._flush(at)
-                    self._answer_error(at, chunk_end - at, outcome.caught(exc))
+                    self._answer_alone(at, chunk_end - at, outcome.caught(exc))
                     at = chunk_end
                     continue
                 serve(fn, chunk, at, flags & STAR)
@@ -292,14 +292,11 @@ class RangeLoop:
         """Send the outcome of items by itself, once the children that they have submitted have ended."""
         if not self._is_folding:
             self._flush(first)
-        result = self._nest.end_bottom(result)
+        self._answer_alone(first, count, self._nest.end_bottom(result))
+
+    def _answer_alone(self, first: int, count: int, result: outcome.Value | outcome.Error) -> None:
         body = outcome.encode_outcome(result, self._threshold)
         result.forget()
-        self._answer_item(first, count, body)
-
-    def _answer_error(self, first: int, count: int, error: outcome.Error) -> None:
-        body = outcome.encode_outcome(error, self._threshold)
-        error.forget()
         self._answer_item(first, count, body)
 
     def _answer_item(self, first: int, count: int, body: Any) -> None:
@@ -315,19 +312,15 @@ class RangeLoop:
         handle = self._blocks.store(parts, UNSENT | self._row.index)
         if handle is not None:
             return self._host.send(self._word, ITEM_IN_BLOCK, span + handle.pack())
-        whole = join_parts(parts)
-        size = self._piece_bytes - SPAN.size - PIECE.size
-        count = -(-len(whole) // size)
-        for nth in range(count):
-            piece = whole[nth * size : (nth + 1) * size]
-            self._host.send(self._word, ITEM_PIECE, span + PIECE.pack(nth, count) + piece)
+        for piece in pieces_of(join_parts(parts), self._piece_bytes - SPAN.size):
+            self._host.send(self._word, ITEM_PIECE, span + piece)
         return None
 
     def _answer_all(self, error: outcome.Error) -> int:
         """Nothing of this range can be run."""
         done = 0
         while reserved := self._reserve(_ALL):
-            self._answer_error(
+            self._answer_alone(
                 reserved[0], reserved[1] - reserved[0], outcome.Error(error.exception, error.traceback)
             )
             done += reserved[1] - reserved[0]

@@ -24,7 +24,7 @@ from repartir.functions import FunctionCache, function_of
 from repartir.hygiene import take_ctrl_c
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
-from repartir.payloads import FUNCTION, HEAD_BYTES, PIECE
+from repartir.payloads import FUNCTION, HEAD_BYTES, pieces_of
 from repartir.policy import ORDERS, TURNS
 from repartir.portable import without_outermost_frame
 from repartir.rangeloop import RangeLoop
@@ -432,10 +432,7 @@ class Worker:
         self._close_arguments()
         if handle is not None:
             return self.send(word, ANSWER_IN_BLOCK, handle.pack())
-        size = self._largest_bytes - PIECE.size
-        count = -(-len(whole) // size)
-        for index in range(count):
-            piece = PIECE.pack(index, count) + whole[index * size : (index + 1) * size]
+        for piece in pieces_of(whole, self._largest_bytes):
             self.send(word, ANSWER_PIECE, piece)
 
     def send(self, word: int, status: int, body: bytes) -> None:
