@@ -33,7 +33,8 @@ from repartir.future import Future
 from repartir.inherited import InheritedArrays
 from repartir.outcome import Error, Value, capture, caught, decode_outcome, encode_outcome
 from repartir.payloads import FUNCTION, HEAD_BYTES
-from repartir.policy import NO_POLICY, Policy
+from repartir.policy import MAX_REPOSTS, NO_POLICY, Policy
+from repartir.portable import add_note
 from repartir.shm.arena import RESULT, Handle
 from repartir.shm.board import Board, MemberState
 from repartir.shm.cells import Ending
@@ -58,8 +59,6 @@ from repartir.shm.layout import (
     spawner_of,
 )
 
-MAX_REPOSTS = 3
-"""So often a child whose member died before it began is posted again."""
 SPIN_S = 60e-6
 FRAMES_A_LEVEL = 12
 """Python frames of ours between the call of a task and that of a child which is run while the task waits for it."""
@@ -954,7 +953,7 @@ class Nest:
             if child.policy is not NO_POLICY and self._is_tried_again(child, error, died=died):
                 return
             if child.failures:
-                error.add_note(f"this is the last of {len(child.failures) + 1} attempts that failed")
+                add_note(error, f"this is the last of {len(child.failures) + 1} attempts that failed")
         future = child.future
         if not future.settle_alone(value, error):
             future.settle_fully(value, error)

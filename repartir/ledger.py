@@ -9,15 +9,11 @@ import functools
 from collections.abc import Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from repartir.policy import NO_POLICY, Policy
+from repartir.policy import MAX_REPOSTS, NO_POLICY, Policy
 from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
 from repartir.states import FINAL, TRANSITIONS, TaskEvent, TaskState, after
 
 F = TypeVar("F")
-
-MAX_REPOSTS = 3
-"""How often a task that provably never began is posted again after its member died."""
-
 
 _LONGEST_NAME = 200
 

@@ -11,8 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from repartir import logs, outcome
 from repartir.attempts import Attempts
 from repartir.batches import Failed, batch_bytes
-from repartir.ledger import MAX_REPOSTS, Repost
+from repartir.ledger import Repost
 from repartir.payloads import items_of
+from repartir.policy import MAX_REPOSTS
 from repartir.pump import Pump, TaskRecord
 from repartir.recovery import condemn_descendants, has_begun, judge_children, orphan_children
 from repartir.shm.arena import KEPT, RESULT, UNSENT

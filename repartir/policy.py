@@ -19,6 +19,8 @@ MOST_RETRIES = ATTEMPT_MASK - 1
 POISON_LIMIT = 3
 """A task that may be run again and killed so many workers is given up."""
 LONGEST_BACKOFF_S = 60.0
+MAX_REPOSTS = 3
+"""How often a task that provably never began is posted again after its member died."""
 MEMORY_LOOK_S = 0.25
 """How often the memory of a worker is looked at while its task has a limit: the kernel tells nobody when it grows."""
 _JITTER = 0.5

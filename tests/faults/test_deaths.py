@@ -13,8 +13,8 @@ import pytest
 
 import repartir
 from repartir import PoisonTask, WorkerDied
-from repartir.ledger import MAX_REPOSTS
 from repartir.members import MOST_STARTS
+from repartir.policy import MAX_REPOSTS
 from repartir.supervisor import STARTS
 from tests.faults.conftest import Make
 from tests.faults.mortal import Fact, Facts, Fate, bring_up, run

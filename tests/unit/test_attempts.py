@@ -16,10 +16,11 @@ from repartir.codec import encode_call
 from repartir.errors import PoisonTask, TaskTimeout, WorkerDied
 from repartir.functions import FunctionTable
 from repartir.future import Future
-from repartir.ledger import KEPT_FAILURES, MAX_REPOSTS, Died
+from repartir.ledger import KEPT_FAILURES, Died
 from repartir.members import Members
 from repartir.outcome import RemoteTraceback, caught, encode_outcome
-from repartir.policy import Policy
+from repartir.payloads import PIECE
+from repartir.policy import MAX_REPOSTS, Policy
 from repartir.pump import CANCELLED, Pump, TaskRecord
 from repartir.shm import board as board_module
 from repartir.shm.board import Board
@@ -28,7 +29,6 @@ from repartir.stacks import StackFile
 from repartir.states import TaskEvent
 from repartir.stats import in_seconds
 from repartir.supervisor import MemberExited
-from repartir.worker import PIECE
 from tests.shared import Threads
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from repartir.errors import InternalError
-from repartir.ledger import MAX_REPOSTS, Died, Ledger, Record, Repost
-from repartir.policy import Policy
+from repartir.ledger import Died, Ledger, Record, Repost
+from repartir.policy import MAX_REPOSTS, Policy
 from repartir.shm.layout import ATTEMPT_BITS, ATTEMPT_MASK, task_word
 from repartir.states import TaskEvent, TaskState
 
