@@ -152,10 +152,10 @@ class _TakesTasks(concurrent.futures.Executor):
             priority=priority,
             limit=limit,
         )
-        if policy.limit is not None:
-            self._broker.pump.limits.admit(policy.limit)
         if policy.worker is not None and policy.worker >= self._max_workers:
             raise ValueError(f"worker must be from 0 to {self._max_workers - 1}, not {policy.worker}")
+        if policy.limit is not None:
+            self._broker.pump.limits.admit(policy.limit)
         return ExecutorWithOptions(self, policy)
 
     def run_on_all(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
