@@ -48,6 +48,20 @@ def run_item(facts: Facts, value: Any, item: int) -> Any:
     return value(item)
 
 
+def check_items(facts: Facts, results: list[Any], value: Any) -> int:
+    """Each item ran at most once, and came back unless its worker died in it; how many did not."""
+    died = 0
+    for item, result in enumerate(results):
+        assert facts.runs(item) <= 1, f"item {item} ran {facts.runs(item)} times"
+        if isinstance(result, BaseException):
+            assert type(result) is WorkerDied, result
+            died += 1
+        else:
+            assert facts.runs(item) == 1
+            assert np.array_equal(result, value(item))
+    return died
+
+
 def play(make: Make, folder: Path, k: int, value: Any, *, thief: bool) -> int:
     """One executor whose victim dies before its access number `k`; how many it had, all checked."""
     facts = Facts(folder / f"facts-{k}")
@@ -57,18 +71,9 @@ def play(make: Make, folder: Path, k: int, value: Any, *, thief: bool) -> int:
         call = functools.partial(run_item, facts, value)
         results = list(ex.map(call, range(ITEMS), timeout=LIMIT_S, return_exceptions=True))
         assert len(results) == ITEMS
-        died = 0
-        for item, result in enumerate(results):
-            assert facts.runs(item) <= 1, f"item {item} ran {facts.runs(item)} times"
-            if isinstance(result, BaseException):
-                assert type(result) is WorkerDied, result
-                died += 1
-            else:
-                assert facts.runs(item) == 1
-                assert np.array_equal(result, value(item))
+        died = check_items(facts, results, value)
         assert died <= facts[Fact.DIED] <= 1
         results.clear()
-        del result
         count = facts[Fact.COUNT]
         facts[Fact.COUNT] = BEYOND  # it came less far than usual: it need not die any more
         if facts[Fact.DIED]:
@@ -90,15 +95,7 @@ def play_between(make: Make, folder: Path, k: int, *, resumes: bool) -> int:
             futures.append(high.submit(run, facts, task, task))
             got.append(next(results))
         got += results
-        died = 0
-        for item, result in enumerate(got):
-            assert facts.runs(item) <= 1, f"item {item} ran {facts.runs(item)} times"
-            if isinstance(result, BaseException):
-                assert type(result) is WorkerDied, result
-                died += 1
-            else:
-                assert facts.runs(item) == 1
-                assert np.array_equal(result, mixed(item))
+        died = check_items(facts, got, mixed)
         for task, future in zip(tasks, futures, strict=True):
             error = future.exception(LIMIT_S)
             assert facts.runs(task) <= 1, f"task {task} ran {facts.runs(task)} times"
@@ -107,7 +104,7 @@ def play_between(make: Make, folder: Path, k: int, *, resumes: bool) -> int:
         assert len(got) == ITEMS
         assert died <= facts[Fact.DIED] <= 1
         got.clear()
-        del result, results
+        del results
         count = facts[Fact.COUNT]
         facts[Fact.COUNT] = BEYOND
         if facts[Fact.DIED]:
