@@ -397,6 +397,12 @@ class TestLimit:
         ):
             ex.options(limit=("other", 3))
 
+    @workers
+    def test_options_that_are_refused_bind_no_name(self, ex: Any) -> None:
+        with pytest.raises(ValueError, match="worker must be from 0 to"):
+            ex.options(limit=("unbound", 2), worker=1000)
+        assert ex.options(limit=("unbound", 3)).submit(abs, -1).result(LIMIT_S) == 1
+
     @ours
     @pytest.mark.parametrize("wrong", ["licence", ("licence",), (2, "licence"), ("licence", 2.5)])
     def test_what_it_may_be(self, ex: Any, wrong: Any) -> None:
