@@ -64,6 +64,12 @@ def mark_and_wait(folder: Path, index: int) -> None:
     mark(folder, f"ended-{index}")
 
 
+def fail_when_told(folder: Path) -> None:
+    mark(folder, "failing")
+    await_true((folder / "go").exists)
+    raise KeyError("mine")
+
+
 def fail_when_another_began(folder: Path) -> None:
     await_true(lambda: any(folder.glob("began-*")))
     raise KeyError("mine")
@@ -251,11 +257,23 @@ class TestGenerators:
 
 class TestFailures:
     def test_an_exception_stops_what_runs(self, ex: Executor, tmp_path: Path) -> None:
-        calls = [delayed(mark_and_wait)(tmp_path, 0), delayed(fail_when_another_began)(tmp_path)]
-        calls += [delayed(mark_and_wait)(tmp_path, n) for n in range(1, 20)]
+        def calls() -> Iterator[Any]:
+            yield delayed(fail_when_told)(tmp_path)
+            yield delayed(mark_and_wait)(tmp_path, 0)
+            await_true(lambda: {"failing", "began-0"} <= {path.name for path in tmp_path.iterdir()})
+            for n in range(1, 20):
+                yield delayed(mark_and_wait)(tmp_path, n)
+
+        def tell() -> None:
+            await_true(lambda: ex.stats().queued == 2)
+            mark(tmp_path, "go")
+
+        thread = threading.Thread(target=tell)
         with parallel_config("repartir", executor=ex):
+            thread.start()
             with pytest.raises(KeyError, match="mine"):
-                Parallel(batch_size=1)(calls)
+                Parallel(batch_size=1)(calls())
+            thread.join()
             assert len(Parallel()(delayed(abs)(n) for n in range(9))) == 9
         assert not list(tmp_path.glob("ended-*"))
 
