@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from repartir import shared
     from repartir.errors import (
+        Interrupted,
+        JournalMismatch,
         MemoryLimitExceeded,
         NestingTooDeep,
         PoisonTask,
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
     from repartir.policy import Priority
     from repartir.serial import SerialExecutor, worker_state
     from repartir.shared import SharedArray
+    from repartir.streams import rng, task_rng
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Executor",
     "Future",
+    "Interrupted",
+    "JournalMismatch",
     "MemoryLimitExceeded",
     "NestingTooDeep",
     "PoisonTask",
@@ -39,7 +44,9 @@ __all__ = [
     "WorkerDied",
     "__version__",
     "current_executor",
+    "rng",
     "shared",
+    "task_rng",
     "worker_state",
 ]
 
@@ -50,6 +57,8 @@ _HOMES = {
     "SerialExecutor": "serial",
     "SharedArray": "shared",
     "current_executor": "nested",
+    "rng": "streams",
+    "task_rng": "streams",
     "worker_state": "serial",
 }
 

@@ -9,7 +9,10 @@
     ├── SharedMemoryFull            also MemoryError
     ├── TaskNotSerializable         also pickle.PicklingError, TypeError
     │   └── UseAfterFreeError       also ValueError: a task refers to something shared that was freed
+    ├── JournalMismatch             also ValueError: a journal holds results of another function or another seed
     └── InternalError               a bug of ours: please report it
+    KeyboardInterrupt
+    └── Interrupted                 Ctrl-C in a sweep or a Monte Carlo, with what there is so far
     ValueError
     └── FreedError                  something shared was used after it was freed, as a closed file
 
@@ -20,10 +23,13 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 __all__ = [
     "FreedError",
     "InternalError",
+    "Interrupted",
+    "JournalMismatch",
     "MemoryLimitExceeded",
     "NestingTooDeep",
     "PoisonTask",
@@ -110,6 +116,18 @@ class UseAfterFreeError(TaskNotSerializable, ValueError):
 
 class FreedError(ValueError):
     """What is shared was freed before it was used."""
+
+
+class JournalMismatch(RepartirError, ValueError):
+    """The journal holds results of another function, version or seed than this run's; the message tells the difference."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a `sweep` or a `monte_carlo`.  `partial`: the result of what had finished."""
+
+    def __init__(self, *args: object, partial: Any = None) -> None:
+        super().__init__(*args)
+        self.partial = partial
 
 
 class InternalError(RepartirError):

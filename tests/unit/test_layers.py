@@ -31,13 +31,13 @@ LAYERS = f"""
     states ledger limits mapjob views pump
     stats
     supervisor attempts recovery members broker
-    progress
+    progress streams
     mapping aio serial nested executor compat
     gpu.shader gpu.device gpu.process gpu.executor gpu
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
     pool
-    journal sweep montecarlo
+    params functiondigest checkpoints journal space results plots halving sweep moments sketch points estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}

@@ -15,6 +15,8 @@ from repartir import errors
 NAMES = [
     "Executor",
     "Future",
+    "Interrupted",
+    "JournalMismatch",
     "MemoryLimitExceeded",
     "NestingTooDeep",
     "PoisonTask",
@@ -28,7 +30,9 @@ NAMES = [
     "WorkerDied",
     "__version__",
     "current_executor",
+    "rng",
     "shared",
+    "task_rng",
     "worker_state",
 ]
 

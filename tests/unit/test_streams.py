@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import repartir
+from repartir import streams
+
+PINNED = [3138880660645954791, 2504868544887212445, 3079936659316455617]
+
+
+def first(generator: np.random.Generator) -> list[int]:
+    return [int(number) for number in generator.integers(2**62, size=3)]
+
+
+class TestRng:
+    def test_the_bits_are_pinned(self) -> None:
+        assert first(repartir.rng(7, 0x6D63, 812)) == PINNED
+
+    def test_they_are_those_of_numpy(self) -> None:
+        sequence = np.random.SeedSequence(7, spawn_key=(1, 2))
+        assert first(repartir.rng(7, 1, 2)) == first(np.random.Generator(np.random.PCG64DXSM(sequence)))
+
+    @pytest.mark.parametrize("seed", [0, np.int64(3), 2**200, [1, 2], (3,), np.array([4, 5])])
+    def test_the_same_again(self, seed: Any) -> None:
+        assert first(repartir.rng(seed, 1)) == first(repartir.rng(seed, 1)) != first(repartir.rng(seed, 2))
+
+    def test_a_seed_sequence_is_not_advanced_and_keeps_its_key(self) -> None:
+        given = np.random.SeedSequence(7, spawn_key=(5,))
+        assert first(repartir.rng(given, 1)) == first(repartir.rng(7, 5, 1)) == first(repartir.rng(given, 1))
+        assert given.n_children_spawned == 0
+
+    def test_the_size_of_its_pool_counts(self) -> None:
+        given = np.random.SeedSequence(7, pool_size=8)
+        assert first(repartir.rng(given)) == first(
+            np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence(7, pool_size=8)))
+        )
+
+    def test_none_is_other_bits_each_time(self) -> None:
+        assert first(repartir.rng(None)) != first(repartir.rng(None))
+
+    @pytest.mark.parametrize(
+        ("seed", "error"),
+        [
+            (-1, ValueError),
+            ([], ValueError),
+            ([1, -2], ValueError),
+            (True, TypeError),
+            (1.5, TypeError),
+            ("7", TypeError),
+            ([1.5], TypeError),
+            (b"7", TypeError),
+            ({1}, TypeError),
+        ],
+    )
+    def test_what_is_no_seed_is_refused(self, seed: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match="seed"):
+            repartir.rng(seed)
+
+    @pytest.mark.parametrize("word", [-1, 2**32])
+    def test_words_of_keys_that_would_meet_others_are_refused(self, word: int) -> None:
+        with pytest.raises(ValueError, match=str(word)):
+            repartir.rng(1, word)
+
+
+class TestTaskRng:
+    def test_elsewhere_it_raises(self) -> None:
+        with pytest.raises(RuntimeError, match="map_seeded"):
+            repartir.task_rng()
+
+    def test_in_a_task_it_is_the_same_generator_each_time(self) -> None:
+        outer, inner = repartir.rng(1), repartir.rng(2)
+        with streams.stream_of_task(outer):
+            assert repartir.task_rng() is outer
+            with streams.stream_of_task(inner):
+                assert repartir.task_rng() is inner
+            assert repartir.task_rng() is outer
+        with pytest.raises(RuntimeError):
+            repartir.task_rng()
+
+    def test_other_threads_have_none(self) -> None:
+        seen: list[BaseException] = []
+
+        def look() -> None:
+            try:
+                repartir.task_rng()
+            except RuntimeError as exc:
+                seen.append(exc)
+
+        with streams.stream_of_task(repartir.rng(1)):
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+        assert len(seen) == 1
