@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from repartir import shared
+    from repartir.checkpoints import checkpoint, restored
     from repartir.errors import (
         Interrupted,
         JournalMismatch,
@@ -43,7 +44,9 @@ __all__ = [
     "TaskTimeout",
     "WorkerDied",
     "__version__",
+    "checkpoint",
     "current_executor",
+    "restored",
     "rng",
     "shared",
     "task_rng",
@@ -56,7 +59,9 @@ _HOMES = {
     "Priority": "policy",
     "SerialExecutor": "serial",
     "SharedArray": "shared",
+    "checkpoint": "checkpoints",
     "current_executor": "nested",
+    "restored": "checkpoints",
     "rng": "streams",
     "task_rng": "streams",
     "worker_state": "serial",

@@ -284,9 +284,10 @@ class _Reader:
             for fn in _functions_in(member)
             if fn.__qualname__.startswith(f"{cls.__qualname__}.") and fn.__code__.co_filename != "<string>"
         ]
-        files.append(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
+        home = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        files += _cells() if home is None else [home]
         for filename in files:
-            tree = self._tree(filename) if filename else None
+            tree = self._tree(filename)
             if tree is not None and (found := _class_in(tree, cls.__qualname__.split("."))):
                 return found
         return None
@@ -295,6 +296,12 @@ class _Reader:
         form = f"{_PYTHON} {_bytecode(code)}"
         digest = hashlib.blake2b(form.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
         self._add(name, form, f"<no source: bytecode {digest} of {_PYTHON}>")
+
+
+def _cells() -> list[str]:
+    """The cells of a notebook, the last first: sources without a file."""
+    entries = reversed(list(linecache.cache.items()))
+    return [filename for filename, entry in entries if len(entry) == 4 and entry[1] is None]
 
 
 def _innermost(fn: Any) -> Any:
@@ -327,12 +334,14 @@ def _name_of(fn: Any) -> str:
 
 
 def _is_installed(value: FunctionType | type) -> bool:
-    """Whether it came with Python or a package, so that it counts by name."""
-    if isinstance(value, FunctionType):
-        filename: str | None = value.__code__.co_filename
-    else:
+    """Whether it came with Python or a package, or is written in C, so that it counts by name."""
+    if isinstance(value, type):
+        members = (fn.__code__.co_filename for member in vars(value).values() for fn in _functions_in(member))
         module = sys.modules.get(value.__module__)
-        filename = "<main>" if value.__module__ == "__main__" else getattr(module, "__file__", None)
+        home = "<main>" if value.__module__ == "__main__" else getattr(module, "__file__", None)
+        filename = home or next(members, None)
+    else:
+        filename = value.__code__.co_filename
     return (
         filename is None or filename.startswith(_INSTALLED) or any(folder in filename for folder in _PACKAGES)
     )

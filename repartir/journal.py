@@ -249,6 +249,11 @@ def checkpoint_folder(real: str, lineage: int) -> str:
     return os.path.join(f"{real}.checkpoints", str(lineage))
 
 
+def checkpoint_name(key: bytes, repeat: int) -> str:
+    """What a row's checkpoint is called in that folder, so that `repartir journal vacuum` knows whose it is."""
+    return f"{key.hex()}-{repeat}"
+
+
 def _settle(
     connection: sqlite3.Connection,
     real: str,
@@ -269,7 +274,7 @@ def _settle(
             raise JournalMismatch(
                 f"the journal {real} holds {count} results that this run would not give: {known.difference(wanted)}\n"
                 'Run with on_change="rerun" to compute them anew, with on_change="reuse" if they are right nevertheless (or '
-                'give the function a version="…" of your own and change it only when results change), or with another journal.'
+                'give the function a version="…" of your own, to be changed when results change), or with another journal.'
             )
         if on_change != "reuse":
             shutil.rmtree(checkpoint_folder(real, lineage), ignore_errors=True)

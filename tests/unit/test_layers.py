@@ -37,13 +37,13 @@ LAYERS = f"""
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
     pool
-    params functiondigest checkpoints values journalfile committer definitions journal
+    params functiondigest values durable checkpoints journalfile committer definitions journal journalreport journalmerge
     space results plots halving sweep moments sketch points estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}
     data demo demo.series demo.forecast demo.option demo.study demo.report demo.run
-    cli __main__
+    journalcli cli __main__
 """.split()
 RANK = {name: rank for rank, name in enumerate(LAYERS)}
 UNRULED = {PACKAGE, "cli", "__main__"}
