@@ -14,10 +14,8 @@ from repartir import definitions, values
 from repartir.errors import JournalError
 
 _COLUMNS = ("repeat", "error", "seconds", "worker", "attempts")
-_SELECT = (
-    "SELECT params, labels, repeat, result, error, traceback, seconds, worker, attempts, finished, id FROM rows "
-    "WHERE lineage = ?"
-)
+_KNOWN = ("repeat", "error", "traceback", "seconds", "worker", "attempts")
+_SELECT = f"SELECT params, labels, result, finished, id, {', '.join(_KNOWN)} FROM rows WHERE lineage = ?"
 _RUN = ("started", "ended", "host", "user", "pid", "command", "repartir", "python", "numpy")
 
 
@@ -66,27 +64,11 @@ def rows(connection: sqlite3.Connection, last: int | None = None) -> Iterator[di
     if last is not None:
         query = f"SELECT * FROM ({_SELECT} ORDER BY finished DESC, id DESC LIMIT ?) ORDER BY finished, id"
         arguments.append(last)
-    for (
-        params,
-        labels,
-        repeat,
-        result,
-        error,
-        traceback,
-        seconds,
-        worker,
-        attempts,
-        finished,
-    ) in connection.execute(query, arguments):
+    for params, labels, result, finished, _, *known in connection.execute(query, arguments):
         yield {
             "params": {**values.readable(params), **values.readable(labels)},
-            "repeat": repeat,
             "result": None if result is None else values.readable(result),
-            "error": error,
-            "traceback": traceback,
-            "seconds": seconds,
-            "worker": worker,
-            "attempts": attempts,
+            **dict(zip(_KNOWN, known, strict=True)),
             "finished": when(finished),
         }
 
