@@ -324,6 +324,10 @@ def _globals_of(value: Any) -> Mapping[str, Any]:
         return value.__globals__
     if not isinstance(value, type):
         value = type(value)
+    for member in vars(value).values():
+        for fn in _functions_in(member):
+            if fn.__module__ == value.__module__:
+                return fn.__globals__
     module = sys.modules.get(value.__module__)
     return {} if module is None else vars(module)
 

@@ -185,7 +185,7 @@ def set_log(connection: sqlite3.Connection, *, network: bool) -> str:
 
 def close(connection: sqlite3.Connection) -> None:
     """End the writer's connection: one file at rest, unless a reader holds the WAL."""
-    with contextlib.closing(connection), contextlib.suppress(sqlite3.OperationalError):
+    with contextlib.closing(connection), contextlib.suppress(sqlite3.Error):
         connection.execute("PRAGMA busy_timeout = 0")
         connection.execute("PRAGMA journal_mode = DELETE")
 

@@ -28,6 +28,7 @@ import cloudpickle
 import numpy as np
 
 from repartir.diagnosis import describe, first_failure, is_interruption
+from repartir.errors import TaskNotSerializable
 
 Stored = str | bytes
 
@@ -43,7 +44,7 @@ _Form = Callable[[Any, "_Encoder"], Any]
 
 
 def dumps(value: Any, what: str = "the value") -> Stored:
-    """``value`` in its stored form.  ``TypeError``, which begins with ``what``, if nothing can pickle a part of it."""
+    """``value`` in its stored form.  `TaskNotSerializable`, which begins with ``what``, if nothing can."""
     encoder = _Encoder()
     try:
         try:
@@ -74,7 +75,7 @@ def readable(stored: Stored) -> Any:
 
 
 def pickled(value: Any, what: str) -> bytes:
-    """``value`` pickled, by cloudpickle where plain pickle fails.  ``TypeError``, which begins with ``what``, if both do."""
+    """``value`` pickled, by cloudpickle where plain pickle fails.  `TaskNotSerializable` if both do."""
     try:
         return _pickled(value)
     except Exception as error:
@@ -83,10 +84,10 @@ def pickled(value: Any, what: str) -> bytes:
         raise _refusal(value, what, error) from error
 
 
-def _refusal(value: Any, what: str, error: BaseException) -> TypeError:
+def _refusal(value: Any, what: str, error: BaseException) -> TaskNotSerializable:
     path, reason = first_failure(value, _pickled) or ([], describe(error))
     part = f": {', '.join(path)}" if path else ""
-    return TypeError(
+    return TaskNotSerializable(
         f"{what} ({type(value).__name__}) cannot be stored{part}: {reason}. Use numbers, strings, arrays, lists and dicts "
         "of those, or what pickle can copy."
     )

@@ -219,6 +219,24 @@ def test_a_value_that_nothing_can_pickle_is_named(path: Path) -> None:
     assert results(path) == [4]
 
 
+def test_odd_texts_and_numbers_are_stored(path: Path) -> None:
+    with Journal.open(path, simulate, seed=7) as journal:
+        record(journal, 1, error=ValueError("file \udcff"), traceback="\udcff")
+        record(journal, 2, "\udcff", seconds=np.float32(0.5), worker=np.int64(1), attempts=np.int8(2))
+        journal.flush()
+        (row,) = journal.finished().values()
+    assert (row.result, row.seconds, row.worker, row.attempts) == ("\udcff", 0.5, 1, 2)
+
+
+def test_a_result_that_is_too_large_is_told_at_once(path: Path) -> None:
+    with Journal.open(path, simulate, seed=7) as journal:
+        journal._limit_bytes = 10_000
+        with pytest.raises(ValueError, match=r"row \{'x': 1\} takes .* bytes"):
+            record(journal, 1, b"x" * 10_000)
+        record(journal, 2, 4)
+    assert results(path) == [4]
+
+
 class Gone:
     pass
 

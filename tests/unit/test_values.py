@@ -131,6 +131,8 @@ def test_a_value_comes_back_with_all_its_types(value: Any) -> None:
         datetime.datetime(2020, 10, 25, 2, fold=1),
         bytearray(b"x"),
         range(3),
+        np.bool_(True),
+        np.void(b"abc"),
         Level.LOW | Level.HIGH,
     ],
     ids=lambda value: type(value).__name__,
