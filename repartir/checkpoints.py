@@ -7,7 +7,6 @@ any moment leaves the state before or the state after.  A digest tells a broken 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import pickle
@@ -17,8 +16,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from repartir import durable, values
+from repartir import durable
 from repartir.diagnosis import describe, is_interruption
+from repartir.pickler import blake2b
 
 _MAGIC = b"RPC1"
 _DIGEST_BYTES = 16
@@ -48,12 +48,14 @@ def checkpoint(state: Any) -> None:
     Args:
         state: what pickle can copy; arrays, random generators and dicts of them can.
 
-    Raises ``RuntimeError`` elsewhere than in a task of a sweep, ``TypeError`` for what cannot be pickled, ``OSError`` if the
-    disk is full or fails; the state before is then still there.
+    Raises ``RuntimeError`` elsewhere than in a task of a sweep, `TaskNotSerializable` for what cannot be pickled,
+    ``OSError`` if the disk is full or fails; the state before is then still there.
     """
+    from repartir import values  # loads more than `import repartir` may
+
     place = _here("checkpoint(state)")
     data = values.pickled(state, "the state")
-    digest = hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+    digest = blake2b(data, digest_size=_DIGEST_BYTES).digest()
     with place.mutex:
         os.makedirs(place.folder, exist_ok=True)
         durable.write(_path(place.folder, place.name), (_MAGIC, digest, data))
@@ -72,7 +74,7 @@ def restored() -> Any:
             data = file.read()
     except FileNotFoundError:
         return None
-    digest = hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+    digest = blake2b(data, digest_size=_DIGEST_BYTES).digest()
     if head != _MAGIC + digest:
         _log.warning("the checkpoint %s is broken: its task begins anew", path)
         return None

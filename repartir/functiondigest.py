@@ -18,7 +18,6 @@ from __future__ import annotations
 import ast
 import enum
 import functools
-import hashlib
 import linecache
 import os
 import sys
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from repartir.pickler import global_names
+from repartir.pickler import blake2b, global_names
 
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...), np.generic)
 _DEPTH = 20  # of what a function carries
@@ -61,7 +60,7 @@ def describe_function(fn: Callable[..., Any]) -> FunctionDescription:
     if isinstance(innermost, FunctionType | type):
         reader.homes.append(_globals_of(innermost))
     reader.carry("the function", fn)
-    hashed = hashlib.blake2b(digest_size=16)
+    hashed = blake2b(digest_size=16)
     for part in sorted(reader.forms):
         for text in (part, reader.forms[part]):
             data = text.encode("utf-8", "backslashreplace")
@@ -294,7 +293,7 @@ class _Reader:
 
     def _add_bytecode(self, name: str, code: CodeType) -> None:
         form = f"{_PYTHON} {_bytecode(code)}"
-        digest = hashlib.blake2b(form.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+        digest = blake2b(form.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
         self._add(name, form, f"<no source: bytecode {digest} of {_PYTHON}>")
 
 
@@ -385,7 +384,7 @@ def _functions_behind(value: Any) -> Iterator[Any]:
 
 def _bytes_digest(array: np.ndarray[Any, Any]) -> str:
     data = np.ascontiguousarray(array).view(np.uint8).data if array.size else b""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def _is_atomic(value: Any) -> bool:
