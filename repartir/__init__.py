@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from repartir.future import Future
     from repartir.nested import current_executor
     from repartir.policy import Priority
+    from repartir.results import SweepResult, SweepRow
+    from repartir.rungs import halving
     from repartir.serial import SerialExecutor, worker_state
     from repartir.shared import SharedArray
+    from repartir.space import grid, latin_hypercube, sampled, zipped
     from repartir.streams import rng, task_rng
+    from repartir.sweeps import sweep
 
 __version__ = "0.1.0"
 
@@ -39,15 +43,23 @@ __all__ = [
     "SerialExecutor",
     "SharedArray",
     "SharedMemoryFull",
+    "SweepResult",
+    "SweepRow",
     "TaskNotSerializable",
     "TaskTimeout",
     "WorkerDied",
     "__version__",
     "current_executor",
+    "grid",
+    "halving",
+    "latin_hypercube",
     "rng",
+    "sampled",
     "shared",
+    "sweep",
     "task_rng",
     "worker_state",
+    "zipped",
 ]
 
 _HOMES = {
@@ -56,8 +68,16 @@ _HOMES = {
     "Priority": "policy",
     "SerialExecutor": "serial",
     "SharedArray": "shared",
+    "SweepResult": "results",
+    "SweepRow": "results",
     "current_executor": "nested",
+    "grid": "space",
+    "halving": "rungs",
+    "latin_hypercube": "space",
     "rng": "streams",
+    "sampled": "space",
+    "sweep": "sweeps",
+    "zipped": "space",
     "task_rng": "streams",
     "worker_state": "serial",
 }

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TextIO, TypeVar, overload
 
 from repartir import logs, mapping
@@ -303,6 +303,15 @@ class _TakesTasks(concurrent.futures.Executor):
             progress=progress,
         )
 
+    def _numbered(self, fn: Callable[[Any], T], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """For `sweep`: the number of each item with its result, or with the error that it ended in, as they come.
+
+        However the iterator ends, what of the items has not ended is stopped.
+        """
+        return self._map(  # type: ignore[no-any-return]
+            fn, items, False, None, None, None, ordered=False, return_exceptions=True, numbered=True
+        )
+
     def _map(
         self,
         fn: Callable[..., T],
@@ -316,6 +325,7 @@ class _TakesTasks(concurrent.futures.Executor):
         return_exceptions: bool = False,
         reduce: Callable[[T, T], T] | None = None,
         progress: bool | Told = False,
+        numbered: bool = False,
     ) -> Any:
         mapping.check_arguments(chunksize, buffersize)
         if self._policy.one_by_one and chunksize not in (None, 1):
@@ -350,7 +360,7 @@ class _TakesTasks(concurrent.futures.Executor):
         try:
             ref = self._functions.encode(call)
         except TaskNotSerializable as exc:
-            if reduce is not None:
+            if reduce is not None or numbered:
                 raise
             return mapping.failed(exc)
         feed = mapping.Feed(engine, job, fn, ref, self._policy, star=star, fold=fold)
@@ -365,6 +375,8 @@ class _TakesTasks(concurrent.futures.Executor):
         except BaseException as exc:
             job.cancel(running=isinstance(exc, KeyboardInterrupt))
             raise
+        if numbered:
+            return mapping.numbered(feed, job)
         if reduce is None:
             return mapping.results(feed, job, until, shown, return_exceptions=return_exceptions)
         return mapping.folded(job, feed, reduce, until, shown)

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TextIO, TypeVar
 
@@ -30,10 +30,12 @@ T = TypeVar("T")
 
 
 class Running(NamedTuple):
-    """That a serial executor runs a task, in which process (a fork has it too), and what its initializer returned."""
+    """That a serial executor runs a task, in which process (a fork has it too), what its initializer returned, and at which
+    of the task's attempts it is."""
 
     member: worker.Worker | None
     state: Any
+    attempt: int
 
 
 running_in: ContextVar[Running | None] = ContextVar("running", default=None)
@@ -214,7 +216,7 @@ class SerialExecutor(concurrent.futures.Executor):
     def _call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         policy = self._policy
         for failures in itertools.count(1):
-            token = running_in.set(self._running())
+            token = running_in.set(self._running(failures))
             try:
                 return call(fn, args, kwargs)
             except KeyboardInterrupt:
@@ -227,8 +229,12 @@ class SerialExecutor(concurrent.futures.Executor):
             time.sleep(policy.delay(failures, random.Random()))
         raise AssertionError("unreachable")
 
-    def _running(self) -> Running | None:
-        return Running(worker.current(), self._worker_state)
+    def _running(self, attempt: int) -> Running | None:
+        return Running(worker.current(), self._worker_state, attempt)
+
+    def _numbered(self, fn: Callable[[Any], T], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """As `Executor._numbered`, in order."""
+        yield from enumerate(self.map(fn, items, return_exceptions=True))
 
     def _each(
         self,
@@ -291,6 +297,14 @@ def share(value: Any, *, writable: bool = False) -> Any:
     encoded = encode_value(value, what="the object to share")
     needs = encoded.keep if isinstance(encoded, Encoded) else ()
     return shared.share_object(value, parts_of(encoded), needs)
+
+
+def attempt_of_task() -> int:
+    """In a task: which attempt it is, from 1 on."""
+    member, running = worker.current(), running_in.get()
+    if running is not None and running.member is member:
+        return running.attempt
+    return 1 if member is None else member.attempt
 
 
 def worker_state() -> Any:

@@ -12,8 +12,9 @@ into the words beside them.
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, SupportsIndex
@@ -77,6 +78,31 @@ def settled(seed: Seedlike) -> Seed:
         raise TypeError(
             f"seed must be an int, ints, a numpy SeedSequence or None, not {type(seed).__name__}"
         ) from None
+
+
+def replay(seed: Seed, *key: int) -> str:
+    """The call that makes this stream again, as text."""
+    if isinstance(seed, np.random.SeedSequence):
+        size = (
+            f", pool_size={seed.pool_size}" if seed.pool_size != np.random.SeedSequence(0).pool_size else ""
+        )
+        given = f"numpy.random.SeedSequence({seed.entropy}, spawn_key={seed.spawn_key}{size})"
+    else:
+        given = repr(seed)
+    words = [hex(word) if len(key) > 1 and not nth else str(word) for nth, word in enumerate(key)]
+    return f"repartir.rng({', '.join([given, *words])})"
+
+
+def takes_rng(fn: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter called ``rng`` that can be given by name."""
+    try:
+        parameter = inspect.signature(fn).parameters.get("rng")
+    except (TypeError, ValueError):  # written in C
+        return False
+    return parameter is not None and parameter.kind in (
+        parameter.POSITIONAL_OR_KEYWORD,
+        parameter.KEYWORD_ONLY,
+    )
 
 
 def _nonnegative(number: Any) -> int:

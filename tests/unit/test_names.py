@@ -25,15 +25,23 @@ NAMES = [
     "SerialExecutor",
     "SharedArray",
     "SharedMemoryFull",
+    "SweepResult",
+    "SweepRow",
     "TaskNotSerializable",
     "TaskTimeout",
     "WorkerDied",
     "__version__",
     "current_executor",
+    "grid",
+    "halving",
+    "latin_hypercube",
     "rng",
+    "sampled",
     "shared",
+    "sweep",
     "task_rng",
     "worker_state",
+    "zipped",
 ]
 
 
