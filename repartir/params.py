@@ -57,8 +57,6 @@ def canonical(value: Any) -> bytes:
     kind = type(value)
     if kind is int:
         return b"n%d/1" % value
-    if kind is str:
-        return b"s" + value.encode("utf-8", "surrogatepass")
     if value is None:
         return b"N"
     if isinstance(value, np.generic):

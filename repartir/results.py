@@ -44,7 +44,8 @@ class SweepRow:
 class Best:
     """The best point of a sweep.
 
-    `params` and the `rows` of it, one a repeat; `mean` of the metric over them, and its standard error `stderr` (nan of one).
+    `params` and the `rows` of it, one a repeat; `mean` of the metric over them, and its standard error `stderr`, nan where
+    there is one.
     """
 
     params: dict[str, Any]
@@ -147,7 +148,8 @@ class SweepResult:
         return _written(out.getvalue(), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
-        """The rows as a JSON list of objects, to a file, or as text without one.  Arrays are lists, nan and infinity null."""
+        """The rows as a JSON list of objects, to a file, or as text without one.  Arrays are lists, nan and infinity null
+        there."""
         rows = [
             {
                 "params": _jsonable(row.params),

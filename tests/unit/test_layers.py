@@ -37,7 +37,8 @@ LAYERS = f"""
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
     pool
-    borrowed params space functiondigest checkpoints journal plots results rungs rows sweeps moments sketch points estimate montecarlo
+    borrowed params space functiondigest checkpoints journal plots results rungs rows sweeps
+    moments sketch points estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}
