@@ -9,6 +9,7 @@
     ├── SharedMemoryFull            also MemoryError
     ├── TaskNotSerializable         also pickle.PicklingError, TypeError
     │   └── UseAfterFreeError       also ValueError: a task refers to something shared that was freed
+    ├── JournalError                also OSError: the file of a journal is no journal, is broken, in use or cannot be written
     ├── JournalMismatch             also ValueError: a journal holds results of another function or another seed
     └── InternalError               a bug of ours: please report it
     KeyboardInterrupt
@@ -29,6 +30,7 @@ __all__ = [
     "FreedError",
     "InternalError",
     "Interrupted",
+    "JournalError",
     "JournalMismatch",
     "MemoryLimitExceeded",
     "NestingTooDeep",
@@ -116,6 +118,10 @@ class UseAfterFreeError(TaskNotSerializable, ValueError):
 
 class FreedError(ValueError):
     """What is shared was freed before it was used."""
+
+
+class JournalError(RepartirError, OSError):
+    """The file of a journal is no journal, is broken, is held by another run, or cannot be written; it is left as it was."""
 
 
 class JournalMismatch(RepartirError, ValueError):

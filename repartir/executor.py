@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TextIO, TypeVar, overload
 
 from repartir import logs, mapping
@@ -303,7 +303,9 @@ class _TakesTasks(concurrent.futures.Executor):
             progress=progress,
         )
 
-    def _numbered(self, fn: Callable[[Any], T], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def _numbered(
+        self, fn: Callable[[Any], T], items: Sequence[Any]
+    ) -> Generator[tuple[int, Any], None, None]:
         """For `sweep`: the number of each item with its result, or with the error that it ended in, as they come.
 
         However the iterator ends, what of the items has not ended is stopped.

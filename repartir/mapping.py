@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from repartir import pages
@@ -281,7 +281,7 @@ def results(
                 yield outcome.pop()  # perhaps a large array, which nothing here keeps
 
 
-def numbered(feed: Feed, job: MapJob) -> Iterator[tuple[int, Any]]:
+def numbered(feed: Feed, job: MapJob) -> Generator[tuple[int, Any], None, None]:
     """Yield what comes back as it comes: the item's number, and its result or its error.
 
     However the iterator ends, nothing of the map goes on.

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TextIO, TypeVar
 
@@ -232,7 +232,9 @@ class SerialExecutor(concurrent.futures.Executor):
     def _running(self, attempt: int) -> Running | None:
         return Running(worker.current(), self._worker_state, attempt)
 
-    def _numbered(self, fn: Callable[[Any], T], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def _numbered(
+        self, fn: Callable[[Any], T], items: Sequence[Any]
+    ) -> Generator[tuple[int, Any], None, None]:
         """As `Executor._numbered`, in order."""
         yield from enumerate(self.map(fn, items, return_exceptions=True))
 

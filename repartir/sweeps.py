@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import inspect
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from repartir.borrowed import AnyExecutor, check_executor, executor_for
 from repartir.errors import Interrupted
+from repartir.journal import Journal, OnChange
 from repartir.ledger import name_of
 from repartir.params import params_key
 from repartir.portable import set_attribute
-from repartir.progress import Reporter, Told, reporter
+from repartir.progress import Reporter, reporter
+from repartir.progress import Told as ProgressTold
 from repartir.results import SweepResult, SweepRow
-from repartir.rows import Item, RowCall, in_words
+from repartir.rows import Item, RowCall, Told, in_words
 from repartir.rungs import Halving
 from repartir.space import Space, as_points, label_of
-from repartir.streams import Seedlike, settled, takes_rng
+from repartir.streams import Seed, Seedlike, settled, takes_rng
 
 ON_ERROR = ("raise", "keep", "skip")
 
@@ -32,9 +35,12 @@ def sweep(
     repeats: int = 1,
     seed: Seedlike = None,
     executor: AnyExecutor | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    version: str | None = None,
+    on_change: OnChange = "raise",
     on_error: str = "raise",
     on_row: Callable[[SweepRow], object] | None = None,
-    progress: bool | Told = False,
+    progress: bool | ProgressTold = False,
     rungs: Halving | None = None,
 ) -> SweepResult:
     """Call ``fn(**params)`` at each point of ``space``, ``repeats`` times, on the workers of an executor.
@@ -51,9 +57,12 @@ def sweep(
             result.
         executor: an `Executor`, what its `options` returned (with a time-out or retries for each row), a
             `SerialExecutor`; None: in a task the one that runs it, else one that is made for the call.
+        journal: a file in which rows are kept as they finish.  Rows that it has are not run again, but those that failed;
+            and ``seed=None`` means its seed.
+        version, on_change: what counts as another function than the journal's, see `Journal.open`.
         on_error: what becomes of a row that fails: "raise" stops the sweep and raises the error, with the finished rows in
             its attribute ``partial``; "keep" keeps it, with its error; "skip" leaves it out.
-        on_row: is told each row as it finishes, in this thread.
+        on_row: is told each row as it finishes, in this thread; none of those that the journal had.
         progress: as for `Executor.map`.
         rungs: what `halving` returned: all points with little of something, the best of them with more.
 
@@ -62,30 +71,63 @@ def sweep(
     """
     _check(fn, repeats, on_error, on_row, rungs)
     check_executor(executor)
+    if journal is None and version is not None:
+        raise ValueError("version= tells what a journal's results count for: it goes with journal=")
     settled_seed = settled(seed)
-    points: Points = as_points(space, settled_seed)
+    points = _points(fn, space, settled_seed, rungs)
+    shown = reporter(progress, f"sweep of {name_of(fn)}", repeats * _count(rungs, len(points)))
+    with contextlib.ExitStack() as kept:
+        known = None
+        if journal is not None:
+            given = None if seed is None else settled_seed
+            known = kept.enter_context(
+                Journal.open(journal, fn, seed=given, version=version, on_change=on_change)
+            )
+            if seed is None and isinstance(space, Space):
+                points = _points(fn, space, known.seed, rungs)
+            settled_seed = known.seed
+        call = RowCall(fn, settled_seed, takes_rng=takes_rng(fn))
+        run = _Run(call, repeats, on_error, on_row, shown, known)
+        try:
+            with shown, executor_for(executor) as ex:
+                _climb(run, ex, points, rungs)
+        except KeyboardInterrupt as exc:
+            partial = run.result()
+            raise Interrupted(
+                f"interrupted after {len(partial)} of {partial.total} rows, which are in the attribute partial",
+                partial=partial,
+            ) from exc
+        except BaseException as exc:
+            set_attribute(exc, "partial", run.result())
+            raise
+    return run.result()
+
+
+def _points(
+    fn: Callable[..., Any],
+    space: Space | Iterable[Mapping[str, Any]],
+    seed: Seed,
+    rungs: Halving | None,
+) -> Points:
+    """The points of the first rung, without what the rung sets, checked."""
+    points = as_points(space, seed)
     if rungs is not None:
         rungs.check(points)
     _check_points(fn, points if rungs is None else [rungs.at(point, 0) for point in points])
-    total = repeats * (len(points) if rungs is None else sum(rungs.counts(len(points))))
-    shown = reporter(progress, f"sweep of {name_of(fn)}", total)
-    call = RowCall(fn, settled_seed, takes_rng=takes_rng(fn))
-    run = _Run(call, repeats, on_error, on_row, shown)
-    try:
-        with shown, executor_for(executor) as ex:
-            if rungs is None:
-                run.rows_of(ex, points)
-            else:
-                for nth in range(len(rungs.resources)):
-                    rows = run.rows_of(ex, [rungs.at(point, nth) for point in points])
-                    points = rungs.survivors(points, rows, nth)
-    except KeyboardInterrupt as exc:
-        partial = run.result()
-        raise Interrupted(
-            f"interrupted after {len(partial)} of {partial.total} rows, which are in the attribute partial",
-            partial=partial,
-        ) from exc
-    return run.result()
+    return points
+
+
+def _count(rungs: Halving | None, points: int) -> int:
+    return points if rungs is None else sum(rungs.counts(points))
+
+
+def _climb(run: _Run, executor: AnyExecutor, points: Points, rungs: Halving | None) -> None:
+    if rungs is None:
+        run.rows_of(executor, points)
+        return
+    for nth in range(len(rungs.resources)):
+        rows = run.rows_of(executor, [rungs.at(point, nth) for point in points])
+        points = rungs.survivors(points, rows, nth)
 
 
 class _Run:
@@ -98,12 +140,15 @@ class _Run:
         on_error: str,
         on_row: Callable[[SweepRow], object] | None,
         shown: Reporter,
+        journal: Journal | None,
     ) -> None:
         self._call = call
         self._repeats = repeats
         self._on_error = on_error
         self._on_row = on_row
         self._shown = shown
+        self._journal = journal
+        self._known = {} if journal is None else journal.finished()
         self._rows: dict[int, SweepRow] = {}
         self._begun = 0
         """So many rows have been given to the executor; they are numbered in the order of the space."""
@@ -116,9 +161,18 @@ class _Run:
             for repeat in range(self._repeats)
         ]
         base, self._begun = self._begun, self._begun + len(items)
-        with contextlib.closing(executor._numbered(self._call, items)) as outcomes:  # type: ignore[type-var]
-            for number, outcome in outcomes:
-                self._finish(base + number, self._call.row(items[number], outcome))
+        missing = []
+        for number, item in enumerate(items):
+            if (stored := self._known.get((item.key, item.repeat))) is None:
+                missing.append(number)
+            else:
+                told = Told(stored.seconds, stored.worker, stored.attempts)
+                self._rows[base + number] = self._call.row(item, (stored.result, told))
+        self._shown.step(len(items) - len(missing))
+        with contextlib.closing(executor._numbered(self._call, [items[at] for at in missing])) as outcomes:
+            for nth, outcome in outcomes:
+                item = items[missing[nth]]
+                self._finish(base + missing[nth], item, self._call.row(item, outcome))
         of_all = [self._rows.get(number) for number in range(base, self._begun)]
         return [
             [row for row in of_all[first : first + self._repeats] if row is not None]
@@ -130,9 +184,20 @@ class _Run:
         rows = [self._rows[number] for number in sorted(self._rows)]
         return SweepResult(rows, self._call.seed, total=self._shown.total or 0)
 
-    def _finish(self, number: int, row: SweepRow) -> None:
+    def _finish(self, number: int, item: Item, row: SweepRow) -> None:
+        if self._journal is not None:
+            self._journal.record(
+                item.key,
+                item.repeat,
+                row.params,
+                result=row.result,
+                error=row.error,
+                traceback=row.traceback,
+                seconds=row.seconds,
+                worker=row.worker,
+                attempts=row.attempts,
+            )
         if row.error is not None and self._on_error == "raise":
-            set_attribute(row.error, "partial", self.result())
             raise row.error
         if row.error is None or self._on_error == "keep":
             self._rows[number] = row

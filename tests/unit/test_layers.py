@@ -37,7 +37,9 @@ LAYERS = f"""
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
     pool
-    borrowed params space functiondigest checkpoints journal plots results rungs rows sweeps
+    borrowed
+    functiondigest checkpoints values journalfile committer definitions journal
+    params space plots results rungs rows sweeps
     moments sketch points estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations

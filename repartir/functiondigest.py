@@ -1,0 +1,520 @@
+"""What a function computes, told apart by a digest that comments, layout and docstrings leave as it is.
+
+The digest is of *parts*, each under its name:
+
+- the function, and the functions and classes of its own file that it names, and those that they name;
+- what it carries: bound arguments of a ``partial``, captured variables, defaults, the object of a bound method or callable;
+- atoms among the globals it names (``N = 1000``), and tuples of those.  Lists, dicts and arrays are not looked at, since
+  programs change them while they run; functions and classes in them are.
+
+Other files are other versions of a library, and count by name only, except where a function of a file that is not installed
+is carried along.  A part is the syntax tree of its source, without what has no effect, in a form that is the same in every
+version of Python.  Where there is no source (``exec``, the plain prompt) it is the bytecode, which is the same in one
+version of Python only; for what is written in C, name and version.
+"""
+
+from __future__ import annotations
+
+import ast
+import enum
+import functools
+import hashlib
+import linecache
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from repartir.pickler import global_names
+
+_ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...), np.generic)
+_DEPTH = 20  # of what a function carries
+_MEMBERS = 10_000  # of a container that is looked at for functions
+_INSTALLED = ("<frozen ", os.path.dirname(os.__file__) + os.sep)
+_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
+_SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionDescription:
+    """``digest``: 32 hexadecimal digits of all that counts.
+
+    ``parts``: qualified name → source without comments, for people.  A part that has no source says so.
+    """
+
+    name: str
+    digest: str
+    parts: dict[str, str]
+
+
+def describe_function(fn: Callable[..., Any]) -> FunctionDescription:
+    """What ``fn``, anything that can be called, computes.  ``TypeError`` if it cannot be called."""
+    if not callable(fn):
+        raise TypeError(f"the function must be callable, not {type(fn).__name__}")
+    reader = _Reader()
+    innermost = _innermost(fn)
+    if isinstance(innermost, FunctionType | type):
+        reader.homes.append(_globals_of(innermost))
+    reader.carry("the function", fn)
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in sorted(reader.forms):
+        for text in (part, reader.forms[part]):
+            data = text.encode("utf-8", "backslashreplace")
+            hashed.update(b"%d:%b" % (len(data), data))
+    return FunctionDescription(_name_of(innermost), hashed.hexdigest(), reader.texts)
+
+
+class _Reader:
+    """Collects parts: a form that counts, and a text that is shown."""
+
+    def __init__(self) -> None:
+        self.homes: list[Mapping[str, Any]] = []
+        self.forms: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
+        self._seen: dict[int, Any] = {}  # id → the object, which so keeps its id
+        self._open: list[int] = []
+        self._trees: dict[str, ast.Module | None] = {}
+
+    def _add(self, part: str, form: str, text: str) -> None:
+        name, number = part, 1
+        while self.forms.get(name, form) != form:  # two of one name: both count
+            number += 1
+            name = f"{part} ({number})"
+        self.forms[name] = form
+        if text:
+            self.texts[name] = text
+
+    def carry(self, part: str, value: Any) -> None:
+        """Add a value that belongs to the function; functions and classes are parts of their own."""
+        form = self._carried(value)
+        is_reference = isinstance(value, FunctionType | type)
+        self._add(part, form, "" if is_reference else f"{part}: {form:.500}")
+
+    # ── functions and classes
+
+    def _function(self, fn: FunctionType) -> str:
+        """Add ``fn`` with all that it names and carries; its reference in the form of others."""
+        name = fn.__code__.co_qualname
+        if id(fn) in self._seen:
+            return f"function {name}"
+        self._seen[id(fn)] = fn
+        node = self._node_of(fn.__code__)
+        if node is None:
+            self._add_bytecode(name, fn.__code__)
+        else:
+            self._add(name, _form(node), _text(node))
+        for outer in getattr(node, "decorator_list", []):
+            self._names(_loaded_names(outer), fn.__globals__)
+        self._names(global_names(fn.__code__), fn.__globals__)
+        self._captures(fn)
+        given = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
+        for number, value in enumerate(given):
+            literals = _default_nodes(node)
+            if len(literals) != len(given) or not isinstance(literals[number], ast.Constant):
+                self.carry(f"{name}, default {number}", value)
+        wrapped = getattr(fn, "__wrapped__", None)
+        if wrapped is not None:
+            self.carry(f"{name}, wrapped", wrapped)
+        return f"function {name}"
+
+    def _captures(self, fn: FunctionType) -> None:
+        for variable, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False):
+            self.carry(f"{fn.__code__.co_qualname}, captured {variable}", _cell(cell))
+
+    def _class(self, cls: type) -> str:
+        name = cls.__qualname__
+        if id(cls) in self._seen:
+            return f"class {name}"
+        self._seen[id(cls)] = cls
+        names = _globals_of(cls)
+        node = self._class_node(cls)
+        if node is None:
+            form = self._carried({key: value for key, value in vars(cls).items() if not key.startswith("__")})
+            self._add(name, form, f"<no source> {form:.500}")
+        else:
+            self._add(name, _form(node), _text(node))
+            self._names(_class_names(node), names)
+        for method in (fn for member in vars(cls).values() for fn in _functions_in(member)):
+            is_generated = node is not None and method.__code__.co_filename == "<string>"  # by dataclass, say
+            if method.__globals__ is names and not is_generated and id(method) not in self._seen:
+                self._seen[id(method)] = method  # its source stands in that of its class
+                self._names(global_names(method.__code__), names)
+                self._captures(method)
+        for base in cls.__mro__[1:]:
+            self._named(base.__qualname__, base, names)
+        return f"class {name}"
+
+    def _names(self, names: Mapping[str, None], where: Mapping[str, Any]) -> None:
+        for name in names:
+            if name in where and not (name.startswith("__") and name.endswith("__")):
+                self._named(name, where[name], where)
+
+    def _named(self, name: str, value: Any, where: Mapping[str, Any]) -> None:
+        """A global of the file whose names are ``where``."""
+        if isinstance(value, enum.Enum) or _globals_of(type(value)) is where:
+            self._named(type(value).__qualname__, type(value), where)
+        elif _is_atomic(value):
+            self._add(f"{name} =", self._carried(value), f"{name} = {value!r:.500}")
+        elif isinstance(value, type):
+            if _globals_of(value) is where:
+                self._class(value)
+        elif isinstance(value, list | tuple | set | frozenset | dict):
+            self._members(name, value, where)
+        elif callable(value) and any(_globals_of(fn) is where for fn in _functions_behind(value)):
+            self.carry(f"{name} =", value)
+
+    def _members(self, name: str, value: Any, where: Mapping[str, Any]) -> None:
+        if id(value) in self._seen or len(value) > _MEMBERS:
+            return
+        self._seen[id(value)] = value
+        for member in value.values() if isinstance(value, dict) else value:
+            if callable(member) or _globals_of(type(member)) is where:
+                self._named(f"{name}[…]", member, where)
+
+    # ── what is carried: values
+
+    def _carried(self, value: Any) -> str:
+        """The form of a value that belongs to the function."""
+        if isinstance(value, enum.Enum):
+            return f"{self._carried(type(value))}.{value.name}"
+        if isinstance(value, _ATOMS):
+            return _atom(value)
+        if id(value) in self._open or len(self._open) >= _DEPTH:
+            return f"again {type(value).__qualname__}"
+        self._open.append(id(value))
+        try:
+            return self._compound(value)
+        finally:
+            self._open.pop()
+
+    def _compound(self, value: Any) -> str:
+        if isinstance(value, FunctionType | type):
+            is_ours = any(_globals_of(value) is home for home in self.homes) or not _is_installed(value)
+            if not is_ours:
+                return self._foreign(value)
+            return self._class(value) if isinstance(value, type) else self._function(value)
+        if isinstance(value, ModuleType):
+            return f"module {value.__name__}"
+        if isinstance(value, BuiltinFunctionType | np.ufunc):
+            owner = getattr(value, "__self__", None)
+            if owner is None or isinstance(owner, ModuleType | type):
+                return self._foreign(value)
+            return f"{value.__name__} of {self._carried(owner)}"
+        if isinstance(value, MethodType):
+            return f"{self._carried(value.__func__)} of {self._carried(value.__self__)}"
+        if isinstance(value, functools.partial):
+            bound = self._carried(value.args), self._carried(dict(sorted(value.keywords.items())))
+            return f"partial {self._carried(value.func)} {bound[0]} {bound[1]}"
+        if (
+            isinstance(value, np.ndarray)
+            and not isinstance(value, np.ma.MaskedArray)
+            and not value.dtype.hasobject
+        ):
+            return f"array {value.dtype.str} {value.shape} {_bytes_digest(value)}"
+        if type(value) in (list, tuple):
+            return f"{type(value).__name__}({', '.join(map(self._carried, value))})"
+        if type(value) in (set, frozenset):
+            return f"set({', '.join(sorted(map(self._carried, value)))})"
+        if type(value) is dict:
+            items = (f"{self._carried(key)}: {self._carried(item)}" for key, item in value.items())
+            return f"dict({', '.join(items)})"
+        return self._object(value)
+
+    def _object(self, value: Any) -> str:
+        """An object by its class and what pickling would keep of it."""
+        form = self._carried(type(value))
+        wrapped = getattr(value, "__wrapped__", None)
+        if callable(wrapped):  # lru_cache, a compiled function
+            return f"{form} around {self._carried(wrapped)}"
+        try:
+            reduced = value.__reduce_ex__(4)
+        except Exception:  # noqa: BLE001 - not made to be pickled: its class must do
+            return f"{form} object"
+        if isinstance(reduced, str):
+            return f"{form} {reduced}"
+        state = [list(item) if isinstance(item, Iterator) else item for item in reduced[1:]]
+        return f"{form} object {self._carried(state)}"
+
+    def _foreign(self, value: Any) -> str:
+        """What counts by its name: of an installed package, or written in C.  What a library's function captures counts."""
+        module = getattr(value, "__module__", None) or "builtins"
+        form = f"{module}.{_name_of(value)}"
+        if isinstance(value, type):
+            return form
+        if isinstance(value, FunctionType):
+            return f"{form} {[self._carried(_cell(cell)) for cell in value.__closure__ or ()]}"
+        package = sys.modules.get(module.partition(".")[0])
+        return f"{form} ({getattr(package, '__version__', _PYTHON)})"
+
+    # ── source
+
+    def _tree(self, filename: str) -> ast.Module | None:
+        if filename not in self._trees:
+            linecache.checkcache(filename)
+            try:
+                self._trees[filename] = ast.parse("".join(linecache.getlines(filename)))
+            except (SyntaxError, ValueError):  # not Python: a template, say
+                self._trees[filename] = None
+        return self._trees[filename]
+
+    def _node_of(self, code: CodeType) -> ast.AST | None:
+        tree = self._tree(code.co_filename)
+        if tree is None:
+            return None
+        if code.co_name == "<lambda>":
+            return _lambda_of(code, tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.co_name:
+                if (
+                    min([node.lineno, *(outer.lineno for outer in node.decorator_list)])
+                    == code.co_firstlineno
+                ):
+                    return node
+        return None
+
+    def _class_node(self, cls: type) -> ast.ClassDef | None:
+        files = [
+            fn.__code__.co_filename
+            for member in vars(cls).values()
+            for fn in _functions_in(member)
+            if fn.__qualname__.startswith(f"{cls.__qualname__}.") and fn.__code__.co_filename != "<string>"
+        ]
+        files.append(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
+        for filename in files:
+            tree = self._tree(filename) if filename else None
+            if tree is not None and (found := _class_in(tree, cls.__qualname__.split("."))):
+                return found
+        return None
+
+    def _add_bytecode(self, name: str, code: CodeType) -> None:
+        form = f"{_PYTHON} {_bytecode(code)}"
+        digest = hashlib.blake2b(form.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+        self._add(name, form, f"<no source: bytecode {digest} of {_PYTHON}>")
+
+
+def _innermost(fn: Any) -> Any:
+    """The function that a callable is about: within partials, bound methods, decorators that say what they wrap."""
+    for _ in range(_DEPTH):
+        if isinstance(fn, functools.partial):
+            fn = fn.func
+        elif isinstance(fn, MethodType):
+            fn = fn.__func__
+        elif callable(getattr(fn, "__wrapped__", None)) and not isinstance(fn, type):
+            fn = fn.__wrapped__
+        else:
+            break
+    return fn
+
+
+def _globals_of(value: Any) -> Mapping[str, Any]:
+    """The names of the file that a function, a class or the class of a callable stands in."""
+    if isinstance(value, FunctionType):
+        return value.__globals__
+    if not isinstance(value, type):
+        value = type(value)
+    module = sys.modules.get(value.__module__)
+    return {} if module is None else vars(module)
+
+
+def _name_of(fn: Any) -> str:
+    name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None) or type(fn).__qualname__
+    return str(name)
+
+
+def _is_installed(value: FunctionType | type) -> bool:
+    """Whether it came with Python or a package, so that it counts by name."""
+    if isinstance(value, FunctionType):
+        filename: str | None = value.__code__.co_filename
+    else:
+        module = sys.modules.get(value.__module__)
+        filename = "<main>" if value.__module__ == "__main__" else getattr(module, "__file__", None)
+    return (
+        filename is None or filename.startswith(_INSTALLED) or any(folder in filename for folder in _PACKAGES)
+    )
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet assigned
+        return None
+
+
+def _functions_in(member: Any) -> Iterator[FunctionType]:
+    """The functions that a member of a class is made of."""
+    if isinstance(member, property):
+        inner = [member.fget, member.fset, member.fdel]
+    elif isinstance(member, staticmethod | classmethod):
+        inner = [member.__func__]
+    elif isinstance(member, functools.cached_property | functools.partialmethod):
+        inner = [member.func]
+    else:
+        inner = [member, _innermost(member) if callable(member) else None]
+    yield from (fn for fn in inner if isinstance(fn, FunctionType))
+
+
+def _functions_behind(value: Any) -> Iterator[Any]:
+    """What may be of the user's file in a callable that a library made: what it wraps, captures, or has as an attribute."""
+    yield from (value, _innermost(value))
+    if isinstance(value, FunctionType):
+        inside: list[Any] = [_cell(cell) for cell in value.__closure__ or ()]
+    else:
+        inside = list(getattr(value, "__dict__", {}).values())
+    yield from (
+        _innermost(fn) for fn in inside if isinstance(fn, FunctionType | MethodType | functools.partial)
+    )
+
+
+def _bytes_digest(array: np.ndarray[Any, Any]) -> str:
+    data = np.ascontiguousarray(array).view(np.uint8).data if array.size else b""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _is_atomic(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(_is_atomic(item) for item in value)
+    return isinstance(value, _ATOMS)
+
+
+def _atom(value: Any) -> str:
+    if isinstance(value, np.generic):
+        return (
+            f"numpy.{value.dtype.str} {value.tobytes().hex()}" if not value.dtype.hasobject else repr(value)
+        )
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"int {int(value):x}"  # repr refuses thousands of digits
+    return f"{type(value).__name__} {value!r}"
+
+
+def _bytecode(code: CodeType) -> str:
+    consts = [_bytecode(const) if isinstance(const, CodeType) else _const(const) for const in code.co_consts]
+    return f"({code.co_code.hex()} {consts} {code.co_names} {code.co_varnames} {code.co_freevars})"
+
+
+def _const(const: Any) -> str:
+    if isinstance(const, frozenset):
+        return f"set({sorted(map(_const, const))})"
+    return f"({', '.join(map(_const, const))})" if isinstance(const, tuple) else _atom(const)
+
+
+# ── syntax trees
+
+
+def _lambda_of(code: CodeType, tree: ast.AST) -> ast.AST | None:
+    """The lambda on its line whose body has all the positions of the bytecode."""
+    spans = {
+        (line, end_line, column, end_column)
+        for line, end_line, column, end_column in code.co_positions()
+        if None not in (line, end_line, column, end_column) and end_column
+    }
+    found = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno
+    ]
+    fitting = [
+        node
+        for node in found
+        if all(
+            (line, column) >= (node.body.lineno, node.body.col_offset)
+            and (end_line, end_column) <= (node.body.end_lineno or 0, node.body.end_col_offset or 0)
+            for line, end_line, column, end_column in spans
+        )
+    ]
+    if not fitting or (not spans and len(fitting) > 1):
+        return None
+    return fitting[-1]  # the innermost of nested ones
+
+
+def _class_in(tree: ast.AST, path: list[str]) -> ast.ClassDef | None:
+    """The last class or function of each name on the path, as later definitions replace earlier ones."""
+    node: ast.AST = tree
+    for name in path:
+        if name == "<locals>":
+            continue
+        found = [
+            child
+            for child in _own_statements(node)
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and child.name == name
+        ]
+        if not found:
+            return None
+        node = found[-1]
+    return node if isinstance(node, ast.ClassDef) else None
+
+
+def _own_statements(node: ast.AST) -> Iterator[ast.AST]:
+    """What stands below ``node``, but not in a function or class below it."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _own_statements(child)
+
+
+def _default_nodes(node: ast.AST | None) -> list[ast.expr]:
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return []
+    return [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+
+
+def _loaded_names(node: ast.AST) -> dict[str, None]:
+    return {child.id: None for child in ast.walk(node) if isinstance(child, ast.Name)}
+
+
+def _class_names(node: ast.ClassDef) -> dict[str, None]:
+    """The names that run when the class is made: bases, decorators, defaults, values of attributes."""
+    names: dict[str, None] = {}
+    for child in ast.walk(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            for outer in (*child.decorator_list, *_default_nodes(child)):
+                names |= _loaded_names(outer)
+    for child in _own_statements(node):
+        if isinstance(child, ast.Name):
+            names[child.id] = None
+    return names
+
+
+def _has_docstring(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and bool(node.body)
+        and isinstance(node.body[0], ast.Expr)
+        and isinstance(node.body[0].value, ast.Constant)
+        and isinstance(node.body[0].value.value, str)
+    )
+
+
+def _form(node: Any) -> str:
+    """A syntax tree as text that is the same in every version of Python."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_form, node))}]"
+    if isinstance(node, ast.Constant):
+        return f"Constant({_const(node.value)})"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and _has_docstring(node):
+            value = value[1:]
+        if isinstance(node, ast.JoinedStr):  # some versions have empty constants between the parts
+            value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
+        if name not in _SILENT_FIELDS and value is not None and value != []:
+            fields.append(f"{name}={_form(value)}")
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if _has_docstring(node):
+            assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            node.body = node.body[1:] or [ast.Pass()]
+        return node
+
+
+def _text(node: ast.AST) -> str:
+    """Source as people write it, without comments and docstrings."""
+    return ast.unparse(_WithoutDocstrings().visit(ast.parse(ast.unparse(node))))
