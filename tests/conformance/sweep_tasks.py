@@ -74,3 +74,7 @@ def who(x: int) -> int:
 
 def trained(epochs: int, lr: float) -> float:
     return abs(lr - 0.3) / epochs
+
+
+def name_of(x: type) -> str:
+    return x.__name__
