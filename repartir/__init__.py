@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         TaskTimeout,
         WorkerDied,
     )
+    from repartir.estimate import Estimate
     from repartir.executor import Executor
     from repartir.future import Future
+    from repartir.montecarlo import monte_carlo
     from repartir.nested import current_executor
     from repartir.policy import Priority
     from repartir.serial import SerialExecutor, worker_state
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Estimate",
     "Executor",
     "Future",
     "Interrupted",
@@ -44,6 +47,7 @@ __all__ = [
     "WorkerDied",
     "__version__",
     "current_executor",
+    "monte_carlo",
     "rng",
     "shared",
     "task_rng",
@@ -51,12 +55,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Estimate": "estimate",
     "Executor": "executor",
     "Future": "future",
     "Priority": "policy",
     "SerialExecutor": "serial",
     "SharedArray": "shared",
     "current_executor": "nested",
+    "monte_carlo": "montecarlo",
     "rng": "streams",
     "task_rng": "streams",
     "worker_state": "serial",

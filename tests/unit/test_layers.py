@@ -37,7 +37,8 @@ LAYERS = f"""
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
     pool
-    params functiondigest checkpoints journal space results plots halving sweep moments sketch points estimate montecarlo
+    params functiondigest checkpoints journal space results plots halving sweep moments sketch points
+    student tally draws spans estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}

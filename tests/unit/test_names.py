@@ -13,6 +13,7 @@ import repartir
 from repartir import errors
 
 NAMES = [
+    "Estimate",
     "Executor",
     "Future",
     "Interrupted",
@@ -30,6 +31,7 @@ NAMES = [
     "WorkerDied",
     "__version__",
     "current_executor",
+    "monte_carlo",
     "rng",
     "shared",
     "task_rng",
