@@ -48,7 +48,7 @@ class Plan(Protocol):
         """How many samples the batches before it have."""
 
     def looks(self) -> Iterator[int]:
-        """After how many batches the tolerance is looked at, for ever: each time there are half as many samples more, or so."""
+        """After how many batches the tolerance is looked at, without end: when there are half as many samples more."""
 
     def calls(self, seed: Seed, batch: int, n: int) -> Iterator[Call]:
         """What draws the first ``n`` samples of the batch."""

@@ -18,7 +18,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -30,9 +30,10 @@ MONTE_CARLO = 0x6D63
 SWEEP = 0x7377
 KEY_WORD_LIMIT = 1 << 32
 
-Seed = int | tuple[int, ...] | np.random.SeedSequence
+# In quotes, for numpy loads its random numbers when they are first named.
+Seed: TypeAlias = "int | tuple[int, ...] | np.random.SeedSequence"
 """What every stream of a call is made from; settled, so never None."""
-Seedlike = SupportsIndex | Sequence[SupportsIndex] | np.random.SeedSequence | None
+Seedlike: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | np.random.SeedSequence | None"
 """What users may give for it."""
 
 
