@@ -16,8 +16,10 @@ if TYPE_CHECKING:
         TaskTimeout,
         WorkerDied,
     )
+    from repartir.estimate import Estimate
     from repartir.executor import Executor
     from repartir.future import Future
+    from repartir.montecarlo import monte_carlo
     from repartir.nested import current_executor
     from repartir.policy import Priority
     from repartir.results import SweepResult, SweepRow
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Estimate",
     "Executor",
     "Future",
     "Interrupted",
@@ -53,6 +56,7 @@ __all__ = [
     "grid",
     "halving",
     "latin_hypercube",
+    "monte_carlo",
     "rng",
     "sampled",
     "shared",
@@ -63,6 +67,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Estimate": "estimate",
     "Executor": "executor",
     "Future": "future",
     "Priority": "policy",
@@ -74,6 +79,7 @@ _HOMES = {
     "grid": "space",
     "halving": "rungs",
     "latin_hypercube": "space",
+    "monte_carlo": "montecarlo",
     "rng": "streams",
     "sampled": "space",
     "sweep": "sweeps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import operator
 import os
 import sys
@@ -37,6 +38,7 @@ from repartir.serial import SerialExecutor, share
 from repartir.shm.board import BoardClosed
 from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
 from repartir.stats import ExecutorStats, in_words
+from repartir.streams import Seeded, Seedlike
 from repartir.worker import MemberSettings
 
 P = ParamSpec("P")
@@ -312,6 +314,68 @@ class _TakesTasks(concurrent.futures.Executor):
         """
         return self._map(  # type: ignore[no-any-return]
             fn, items, False, None, None, None, ordered=False, return_exceptions=True, numbered=True
+        )
+
+    @overload
+    def map_seeded(
+        self,
+        fn: Callable[..., T],
+        items: Iterable[Any],
+        *,
+        seed: Seedlike = None,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+        progress: bool | Told = False,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map_seeded(
+        self,
+        fn: Callable[..., T],
+        items: Iterable[Any],
+        *,
+        seed: Seedlike = None,
+        timeout: float | None = None,
+        reduce: Callable[[T, T], T],
+        progress: bool | Told = False,
+    ) -> T: ...
+
+    def map_seeded(
+        self,
+        fn: Callable[..., T],
+        items: Iterable[Any],
+        *,
+        seed: Seedlike = None,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+        reduce: Callable[[T, T], T] | None = None,
+        progress: bool | Told = False,
+    ) -> Any:
+        """As `map` over one iterable; item i has random numbers of its own, those of ``repartir.rng(seed, i)``.
+
+        The same for any number of workers, any order, after retries.  ``fn(item, rng=generator)`` is called if ``fn`` names
+        a parameter ``rng``, else ``fn(item)``; ``repartir.task_rng()`` returns the same generator in both.
+
+        Args:
+            seed: an int, ints or a numpy ``SeedSequence``; None: one is drawn, which the notes of errors name.
+
+        An item's error has a note with the call that makes its stream again.  Raises ``ValueError`` and ``TypeError`` for
+        what is no seed, and for a function that cannot be called so.
+        """
+        return self._map(
+            Seeded(fn, seed),
+            zip(itertools.count(), items),
+            True,
+            timeout,
+            chunksize,
+            buffersize,
+            return_exceptions=return_exceptions,
+            reduce=reduce,
+            progress=progress,
         )
 
     def _map(

@@ -24,6 +24,7 @@ from repartir.limits import Limits
 from repartir.policy import NO_POLICY, Policy
 from repartir.progress import Reporter, Told, reporter
 from repartir.stats import ExecutorStats, shared_bytes
+from repartir.streams import Seeded, Seedlike, in_stream, no_stream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -146,6 +147,12 @@ class SerialExecutor(concurrent.futures.Executor):
         """As `map`, over tuples of arguments."""
         return self.map(functools.partial(_apply, fn), iterable, **options)  # type: ignore[no-any-return]
 
+    def map_seeded(
+        self, fn: Callable[..., T], items: Iterable[Any], *, seed: Seedlike = None, **options: Any
+    ) -> Any:
+        """As `Executor.map_seeded`: the same bits."""
+        return self.map(Seeded(fn, seed), itertools.count(), items, **options)
+
     def options(self, **options: Any) -> SerialExecutor:
         """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped, sent away, held back."""
         changed = copy.copy(self)
@@ -218,6 +225,9 @@ class SerialExecutor(concurrent.futures.Executor):
         for failures in itertools.count(1):
             token = running_in.set(self._running(failures))
             try:
+                if in_stream():
+                    with no_stream():
+                        return call(fn, args, kwargs)
                 return call(fn, args, kwargs)
             except KeyboardInterrupt:
                 raise

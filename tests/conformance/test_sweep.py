@@ -20,7 +20,7 @@ from repartir.streams import SWEEP
 from . import sweep_tasks as tasks
 from .conftest import Make
 from .kinds import only_fork, ours, workers
-from .sync import LIMIT_S
+from .sync import LIMIT_S, wait_until_asleep
 
 pytestmark = pytest.mark.any_start
 
@@ -227,7 +227,8 @@ class TestInterrupted:
     def test_ctrl_c_stops_the_rows_and_has_what_finished(self, own: Any, tmp_path: Path) -> None:
         def interrupt() -> None:
             await_file(tmp_path / "began-2")
-            signal.raise_signal(signal.SIGINT)
+            wait_until_asleep(threading.main_thread())
+            os.kill(os.getpid(), signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)
         with pytest.raises(Interrupted) as caught:

@@ -40,7 +40,7 @@ LAYERS = f"""
     borrowed
     functiondigest checkpoints values journalfile committer definitions journal
     params space plots results rungs rows sweeps
-    moments sketch points estimate montecarlo
+    moments sketch points student tally draws spans estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}

@@ -13,6 +13,7 @@ import repartir
 from repartir import errors
 
 NAMES = [
+    "Estimate",
     "Executor",
     "Future",
     "Interrupted",
@@ -35,6 +36,7 @@ NAMES = [
     "grid",
     "halving",
     "latin_hypercube",
+    "monte_carlo",
     "rng",
     "sampled",
     "shared",
