@@ -17,17 +17,24 @@ if TYPE_CHECKING:
         TaskTimeout,
         WorkerDied,
     )
+    from repartir.estimate import Estimate
     from repartir.executor import Executor
     from repartir.future import Future
+    from repartir.montecarlo import monte_carlo
     from repartir.nested import current_executor
     from repartir.policy import Priority
+    from repartir.results import SweepResult, SweepRow
+    from repartir.rungs import halving
     from repartir.serial import SerialExecutor, worker_state
     from repartir.shared import SharedArray
+    from repartir.space import grid, latin_hypercube, sampled, zipped
     from repartir.streams import rng, task_rng
+    from repartir.sweeps import sweep
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Estimate",
     "Executor",
     "Future",
     "Interrupted",
@@ -40,29 +47,48 @@ __all__ = [
     "SerialExecutor",
     "SharedArray",
     "SharedMemoryFull",
+    "SweepResult",
+    "SweepRow",
     "TaskNotSerializable",
     "TaskTimeout",
     "WorkerDied",
     "__version__",
     "checkpoint",
     "current_executor",
+    "grid",
+    "halving",
+    "latin_hypercube",
+    "monte_carlo",
     "restored",
     "rng",
+    "sampled",
     "shared",
+    "sweep",
     "task_rng",
     "worker_state",
+    "zipped",
 ]
 
 _HOMES = {
+    "Estimate": "estimate",
     "Executor": "executor",
     "Future": "future",
     "Priority": "policy",
     "SerialExecutor": "serial",
     "SharedArray": "shared",
+    "SweepResult": "results",
+    "SweepRow": "results",
     "checkpoint": "checkpoints",
     "current_executor": "nested",
+    "grid": "space",
+    "halving": "rungs",
+    "latin_hypercube": "space",
+    "monte_carlo": "montecarlo",
     "restored": "checkpoints",
     "rng": "streams",
+    "sampled": "space",
+    "sweep": "sweeps",
+    "zipped": "space",
     "task_rng": "streams",
     "worker_state": "serial",
 }

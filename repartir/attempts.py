@@ -21,7 +21,7 @@ from repartir.environment import oom_kills
 from repartir.errors import MemoryLimitExceeded, PoisonTask, TaskTimeout, WorkerDied
 from repartir.ledger import Failure, Failures
 from repartir.policy import MEMORY_LOOK_S
-from repartir.portable import add_note, set_cause, without_outermost_frame
+from repartir.portable import ATTEMPTS, add_note, set_attribute, set_cause, without_outermost_frame
 from repartir.pump import CANCELLED, Pump, TaskRecord
 from repartir.residence import own_bytes
 from repartir.stacks import CHECK_S, StackFile
@@ -300,6 +300,7 @@ def _last_error(record: TaskRecord, error: BaseException, exit_code: int | None)
     if exit_code is not None and record.is_poison():
         return _poison(record, exit_code)
     if record.failures.times:
+        set_attribute(error, ATTEMPTS, record.failures.times + 1)
         try:
             _note_attempts(record.failures, error)
         except Exception:  # noqa: BLE001 - the class has made something else of its notes

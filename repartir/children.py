@@ -221,6 +221,8 @@ class Nest:
         """The task that runs now; None while it has submitted nothing and is at the bottom of the stack."""
         self.called = b""
         """The payload of the task at the bottom."""
+        self._at_once = 0
+        """So many children run in the midst of their submit, on no level of their own."""
         self._board = board
         self._index = index
         self._row = board.rows[index]
@@ -261,6 +263,10 @@ class Nest:
         return threading.get_ident() == self._main and (
             self.level is not None or self._words[self._row.claim] != 0
         )
+
+    def depth(self) -> int:
+        """How many tasks wait below on the stack for the one that runs."""
+        return (0 if self.level is None else self.level.index) + self._at_once
 
     def disown(self) -> None:
         """In a process that a task has forked: its calls run in place."""
@@ -362,7 +368,11 @@ class Nest:
         except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
             result = caught(exc)
         else:
-            result = self._apply(fn, args, kwargs, child.flags)
+            self._at_once += 1
+            try:
+                result = self._apply(fn, args, kwargs, child.flags)
+            finally:
+                self._at_once -= 1
         child.policy = NO_POLICY
         self._settle(child, _copied(result, self._threshold))
         return child.future

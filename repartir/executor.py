@@ -5,12 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import operator
 import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TextIO, TypeVar, overload
 
 from repartir import logs, mapping
@@ -37,6 +38,7 @@ from repartir.serial import SerialExecutor, share
 from repartir.shm.board import BoardClosed
 from repartir.shm.layout import CALL_EACH, CALL_MANY, MAX_ROWS
 from repartir.stats import ExecutorStats, in_words
+from repartir.streams import Seeded, Seedlike
 from repartir.worker import MemberSettings
 
 P = ParamSpec("P")
@@ -303,6 +305,79 @@ class _TakesTasks(concurrent.futures.Executor):
             progress=progress,
         )
 
+    def _numbered(
+        self, fn: Callable[[Any], T], items: Sequence[Any]
+    ) -> Generator[tuple[int, Any], None, None]:
+        """For `sweep`: the number of each item with its result, or with the error that it ended in, as they come.
+
+        However the iterator ends, what of the items has not ended is stopped.
+        """
+        return self._map(  # type: ignore[no-any-return]
+            fn, items, False, None, None, None, ordered=False, return_exceptions=True, numbered=True
+        )
+
+    @overload
+    def map_seeded(
+        self,
+        fn: Callable[..., T],
+        items: Iterable[Any],
+        *,
+        seed: Seedlike = None,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+        progress: bool | Told = False,
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map_seeded(
+        self,
+        fn: Callable[..., T],
+        items: Iterable[Any],
+        *,
+        seed: Seedlike = None,
+        timeout: float | None = None,
+        reduce: Callable[[T, T], T],
+        progress: bool | Told = False,
+    ) -> T: ...
+
+    def map_seeded(
+        self,
+        fn: Callable[..., T],
+        items: Iterable[Any],
+        *,
+        seed: Seedlike = None,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+        reduce: Callable[[T, T], T] | None = None,
+        progress: bool | Told = False,
+    ) -> Any:
+        """As `map` over one iterable; item i has random numbers of its own, those of ``repartir.rng(seed, i)``.
+
+        The same for any number of workers, any order, after retries.  ``fn(item, rng=generator)`` is called if ``fn`` names
+        a parameter ``rng``, else ``fn(item)``; ``repartir.task_rng()`` returns the same generator in both.
+
+        Args:
+            seed: an int, ints or a numpy ``SeedSequence``; None: one is drawn, which the notes of errors name.
+
+        An item's error has a note with the call that makes its stream again.  Raises ``ValueError`` and ``TypeError`` for
+        what is no seed, and for a function that cannot be called so.
+        """
+        return self._map(
+            Seeded(fn, seed),
+            zip(itertools.count(), items),
+            True,
+            timeout,
+            chunksize,
+            buffersize,
+            return_exceptions=return_exceptions,
+            reduce=reduce,
+            progress=progress,
+        )
+
     def _map(
         self,
         fn: Callable[..., T],
@@ -316,6 +391,7 @@ class _TakesTasks(concurrent.futures.Executor):
         return_exceptions: bool = False,
         reduce: Callable[[T, T], T] | None = None,
         progress: bool | Told = False,
+        numbered: bool = False,
     ) -> Any:
         mapping.check_arguments(chunksize, buffersize)
         if self._policy.one_by_one and chunksize not in (None, 1):
@@ -350,7 +426,7 @@ class _TakesTasks(concurrent.futures.Executor):
         try:
             ref = self._functions.encode(call)
         except TaskNotSerializable as exc:
-            if reduce is not None:
+            if reduce is not None or numbered:
                 raise
             return mapping.failed(exc)
         feed = mapping.Feed(engine, job, fn, ref, self._policy, star=star, fold=fold)
@@ -365,6 +441,8 @@ class _TakesTasks(concurrent.futures.Executor):
         except BaseException as exc:
             job.cancel(running=isinstance(exc, KeyboardInterrupt))
             raise
+        if numbered:
+            return mapping.numbered(feed, job)
         if reduce is None:
             return mapping.results(feed, job, until, shown, return_exceptions=return_exceptions)
         return mapping.folded(job, feed, reduce, until, shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from repartir import pages
@@ -279,6 +279,26 @@ def results(
                 yield from outcome
             else:
                 yield outcome.pop()  # perhaps a large array, which nothing here keeps
+
+
+def numbered(feed: Feed, job: MapJob) -> Generator[tuple[int, Any], None, None]:
+    """Yield what comes back as it comes: the item's number, and its result or its error.
+
+    However the iterator ends, nothing of the map goes on.
+    """
+    taken = 0
+    try:
+        while taken < feed.posted:
+            first, outcome = job.take(taken, None)
+            taken += count_of(outcome)
+            feed.used(count_of(outcome))
+            if isinstance(outcome, Failed):
+                outcome = Mixed(Failed(outcome.error) for _ in range(outcome.count))
+            assert isinstance(outcome, list)
+            for number, value in enumerate(outcome, first):
+                yield number, value.take() if type(value) is Failed else value
+    finally:
+        job.cancel(running=taken < feed.posted)
 
 
 def _with_errors(outcome: Any, raised: list[BaseException], *, return_exceptions: bool) -> Iterator[Any]:

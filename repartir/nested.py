@@ -130,8 +130,9 @@ class NestedExecutor(SerialExecutor):
 
     kill_workers = terminate_workers
 
-    def _running(self) -> Running | None:
-        return running_in.get()
+    def _running(self, attempt: int) -> Running | None:
+        running = running_in.get()
+        return None if running is None else running._replace(attempt=attempt)
 
 
 class _Posted(NamedTuple):

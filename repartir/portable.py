@@ -15,6 +15,8 @@ from typing import Any
 from repartir.diagnosis import describe
 from repartir.pickler import dump_in_band
 
+ATTEMPTS = "_repartir_attempts"
+"""An attribute of the error of a task that was tried more than once: how often."""
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made at run time, not by C code
 
 # Not as attributes: classes of users may have their own under these names.
@@ -100,6 +102,16 @@ def message_of(exception: BaseException) -> str:
 def add_note(exception: BaseException, note: str) -> None:
     """What the method of this name does, whatever the class makes of that."""
     _attributes_of(exception).setdefault("__notes__", []).append(note)
+
+
+def set_attribute(exception: BaseException, name: str, value: object) -> None:
+    """Set an attribute, whatever the class makes of that."""
+    _attributes_of(exception)[name] = value
+
+
+def attribute(exception: BaseException, name: str, default: Any) -> Any:
+    """What `set_attribute` set."""
+    return _attributes_of(exception).get(name, default)
 
 
 def without_outermost_frame(exception: BaseException) -> None:

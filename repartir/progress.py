@@ -30,8 +30,8 @@ class Display(Protocol):
     wants_the_end: bool
     """It is told once more at the end."""
 
-    def show(self, done: int, total: int | None) -> object:
-        """So many steps of so many are done; of None: nobody knows how many there are."""
+    def show(self, done: int, total: int | None, note: str = "") -> object:
+        """So many steps of so many are done; of None: nobody knows how many there are.  ``note``: what else is known."""
 
     def close(self) -> None:
         """Show no more, and leave no trace but what was shown."""
@@ -40,14 +40,16 @@ class Display(Protocol):
 class Reporter:
     """Counts steps, and tells a display now and then.  Close it, or use it in ``with``, however the work ends.
 
-    `done`: steps so far.  `total`: how many there are, None where that is not known (yet).
+    `done`: steps so far.  `total`: how many there are, None where that is not known (yet).  `note`: says what else is known,
+    when something is shown.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_display", "_due", "_told", "done", "total")
+    __slots__ = ("__weakref__", "_clock", "_display", "_due", "_told", "done", "note", "total")
 
     def __init__(self, display: Display | None, total: int | None, clock: Callable[[], float]) -> None:
         self.done = 0
         self.total = total
+        self.note: Callable[[], str] | None = None
         self._told = -1
         self._clock = clock
         self._display = display
@@ -67,7 +69,7 @@ class Reporter:
         try:
             if display.wants_the_end and self._told != self.done:
                 self._told = self.done
-                display.show(self.done, self.total)
+                self._tell(display)
         finally:
             self._display = None
             display.close()
@@ -76,8 +78,11 @@ class Reporter:
         display = self._display
         if display is not None:
             self._told = self.done  # also if that fails: what raised is not asked again at the end
-            display.show(self.done, self.total)
+            self._tell(display)
             self._due = self._clock() + display.interval_s
+
+    def _tell(self, display: Display) -> None:
+        display.show(self.done, self.total, "" if self.note is None else self.note())
 
     def __enter__(self) -> Reporter:
         return self
@@ -144,8 +149,8 @@ def _notebook() -> Any:
     return shell if hasattr(shell, "kernel") else None
 
 
-def line(what: str, done: int, total: int | None, elapsed_s: float) -> str:
-    """Progress in words: "fit: 30 of 120 (25 %), 2.5/s, 0:36 left"."""
+def line(what: str, done: int, total: int | None, elapsed_s: float, note: str = "") -> str:
+    """Progress in words: "fit: 30 of 120 (25 %), 2.5/s, 0:36 left", and the note."""
     speed = done / elapsed_s if elapsed_s > 0 else 0.0
     parts = [f"{what}: {done}" if total is None else f"{what}: {done} of {total}"]
     if total:
@@ -156,6 +161,8 @@ def line(what: str, done: int, total: int | None, elapsed_s: float) -> str:
             parts.append(f"{_minutes((total - done) / speed)} left")
         else:
             parts.append(_minutes(elapsed_s))
+    if note:
+        parts.append(note)
     return ", ".join(parts)
 
 
@@ -172,7 +179,10 @@ class _Callable:
     wants_the_end = True
 
     def __init__(self, told: Told) -> None:
-        self.show = told
+        self._told = told
+
+    def show(self, done: int, total: int | None, note: str = "") -> None:
+        self._told(done, total)
 
     def close(self) -> None:
         """Nothing is left of it."""
@@ -189,8 +199,8 @@ class _LogLines:
         self._clock = clock
         self._began = clock()
 
-    def show(self, done: int, total: int | None) -> None:
-        _log.info("%s", line(self._what, done, total, self._clock() - self._began))
+    def show(self, done: int, total: int | None, note: str = "") -> None:
+        _log.info("%s", line(self._what, done, total, self._clock() - self._began, note))
 
     def close(self) -> None:
         """Nothing is left of it."""
@@ -209,8 +219,8 @@ class _Notebook:
         self._publish = shell.display_pub.publish
         self._id = ""
 
-    def show(self, done: int, total: int | None) -> None:
-        text = line(self._what, done, total, self._clock() - self._began)
+    def show(self, done: int, total: int | None, note: str = "") -> None:
+        text = line(self._what, done, total, self._clock() - self._began, note)
         again = bool(self._id)
         self._id = self._id or f"repartir-{id(self)}-{time.time_ns()}"
         self._publish({"text/plain": text}, transient={"display_id": self._id}, update=again)
@@ -231,10 +241,10 @@ class _Terminal:
         self._bar: Any = None
         self._task: Any = None
 
-    def show(self, done: int, total: int | None) -> None:
+    def show(self, done: int, total: int | None, note: str = "") -> None:
         if self._bar is None:
             self._begin()
-        self._bar.update(self._task, completed=done, total=total)
+        self._bar.update(self._task, completed=done, total=total, note=note)
         self._bar.refresh()
 
     def close(self) -> None:
@@ -258,10 +268,11 @@ class _Terminal:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
             console=Console(file=self._stream),
             auto_refresh=False,
         )
-        self._task = bar.add_task(self._what, total=None)
+        self._task = bar.add_task(self._what, total=None, note="")
         # An iterator that nobody exhausts: the cursor comes back when it dies, or with the interpreter's end.
         self._end = weakref.finalize(self, bar.stop)
         bar.start()

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, ParamSpec, TextIO, TypeVar
 
@@ -24,16 +24,19 @@ from repartir.limits import Limits
 from repartir.policy import NO_POLICY, Policy
 from repartir.progress import Reporter, Told, reporter
 from repartir.stats import ExecutorStats, shared_bytes
+from repartir.streams import Seeded, Seedlike, in_stream, no_stream
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Running(NamedTuple):
-    """That a serial executor runs a task, in which process (a fork has it too), and what its initializer returned."""
+    """That a serial executor runs a task, in which process (a fork has it too), what its initializer returned, and at which
+    of the task's attempts it is."""
 
     member: worker.Worker | None
     state: Any
+    attempt: int
 
 
 running_in: ContextVar[Running | None] = ContextVar("running", default=None)
@@ -144,6 +147,12 @@ class SerialExecutor(concurrent.futures.Executor):
         """As `map`, over tuples of arguments."""
         return self.map(functools.partial(_apply, fn), iterable, **options)  # type: ignore[no-any-return]
 
+    def map_seeded(
+        self, fn: Callable[..., T], items: Iterable[Any], *, seed: Seedlike = None, **options: Any
+    ) -> Any:
+        """As `Executor.map_seeded`: the same bits."""
+        return self.map(Seeded(fn, seed), itertools.count(), items, **options)
+
     def options(self, **options: Any) -> SerialExecutor:
         """As `Executor.options`: failed calls are tried again, in place; a call cannot be stopped, sent away, held back."""
         changed = copy.copy(self)
@@ -214,8 +223,11 @@ class SerialExecutor(concurrent.futures.Executor):
     def _call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         policy = self._policy
         for failures in itertools.count(1):
-            token = running_in.set(self._running())
+            token = running_in.set(self._running(failures))
             try:
+                if in_stream():
+                    with no_stream():
+                        return call(fn, args, kwargs)
                 return call(fn, args, kwargs)
             except KeyboardInterrupt:
                 raise
@@ -227,8 +239,14 @@ class SerialExecutor(concurrent.futures.Executor):
             time.sleep(policy.delay(failures, random.Random()))
         raise AssertionError("unreachable")
 
-    def _running(self) -> Running | None:
-        return Running(worker.current(), self._worker_state)
+    def _running(self, attempt: int) -> Running | None:
+        return Running(worker.current(), self._worker_state, attempt)
+
+    def _numbered(
+        self, fn: Callable[[Any], T], items: Sequence[Any]
+    ) -> Generator[tuple[int, Any], None, None]:
+        """As `Executor._numbered`, in order."""
+        yield from enumerate(self.map(fn, items, return_exceptions=True))
 
     def _each(
         self,
@@ -291,6 +309,14 @@ def share(value: Any, *, writable: bool = False) -> Any:
     encoded = encode_value(value, what="the object to share")
     needs = encoded.keep if isinstance(encoded, Encoded) else ()
     return shared.share_object(value, parts_of(encoded), needs)
+
+
+def attempt_of_task() -> int:
+    """In a task: which attempt it is, from 1 on."""
+    member, running = worker.current(), running_in.get()
+    if running is not None and running.member is member:
+        return running.attempt
+    return 1 if member is None else member.attempt
 
 
 def worker_state() -> Any:

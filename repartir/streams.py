@@ -12,21 +12,28 @@ into the words beside them.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
+
+from repartir import worker
+from repartir.ledger import name_of
+from repartir.portable import add_note
 
 MONTE_CARLO = 0x6D63
 SWEEP = 0x7377
 KEY_WORD_LIMIT = 1 << 32
 
-Seed = int | tuple[int, ...] | np.random.SeedSequence
+# In quotes, for numpy loads its random numbers when they are first named.
+Seed: TypeAlias = "int | tuple[int, ...] | np.random.SeedSequence"
 """What every stream of a call is made from; settled, so never None."""
-Seedlike = SupportsIndex | Sequence[SupportsIndex] | np.random.SeedSequence | None
+Seedlike: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | np.random.SeedSequence | None"
 """What users may give for it."""
 
 
@@ -88,29 +95,122 @@ def _nonnegative(number: Any) -> int:
     return value
 
 
-_running: ContextVar[np.random.Generator | None] = ContextVar("stream", default=None)
+def replay(seed: Seed, *key: int) -> str:
+    """The call of `rng` that makes this stream again, as users type it."""
+    given: object = seed
+    if isinstance(seed, np.random.SeedSequence):
+        parts = [f"{seed.entropy!r}"]
+        if seed.spawn_key:
+            parts.append(f"spawn_key={tuple(map(int, seed.spawn_key))}")
+        if seed.pool_size != np.random.SeedSequence(0).pool_size:
+            parts.append(f"pool_size={seed.pool_size}")
+        given = f"numpy.random.SeedSequence({', '.join(parts)})"
+    words = "".join(
+        f", 0x{word:04X}" if word in (MONTE_CARLO, SWEEP) and not at else f", {word}"
+        for at, word in enumerate(key)
+    )
+    return f"repartir.rng({given}{words})"
+
+
+class _Place(NamedTuple):
+    """A task on a stack: its process's member and how many tasks wait for it below."""
+
+    member: worker.Worker | None
+    depth: int
+
+
+def _place() -> _Place:
+    member = worker.current()
+    return _Place(member, 0 if member is None else member.nest.depth())
+
+
+class _Bound(NamedTuple):
+    generator: np.random.Generator
+    place: _Place
+
+
+_running: ContextVar[_Bound | None] = ContextVar("stream", default=None)
 
 
 @contextmanager
 def stream_of_task(generator: np.random.Generator) -> Iterator[None]:
-    """While the task of this stream runs, `task_rng` returns it."""
-    token = _running.set(generator)
+    """While the task of this stream runs, `task_rng` returns it; not in tasks that run on top of it while it waits."""
+    token = _running.set(_Bound(generator, _place()))
     try:
         yield
     finally:
         _running.reset(token)
 
 
+@contextmanager
+def no_stream() -> Iterator[None]:
+    """For a task that runs in place, perhaps called by one that has a stream."""
+    token = _running.set(None)
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def in_stream() -> bool:
+    """Whether some task on this thread's stack has a stream."""
+    return _running.get() is not None
+
+
 def task_rng() -> np.random.Generator:
     """The stream of the running task: of a batch of `monte_carlo`, a row of a `sweep`, an item of `map_seeded`.
 
     The same generator each time in one task, where the next call goes on.  For functions deep below the one that was
-    given.  Elsewhere: ``RuntimeError``.
+    given.  Elsewhere, also in a plain task that such a task has submitted: ``RuntimeError``.
     """
-    generator = _running.get()
-    if generator is None:
+    bound = _running.get()
+    if bound is None or bound.place != _place():
         raise RuntimeError(
             "task_rng() works in the tasks of monte_carlo(), sweep() and Executor.map_seeded() only, which have a stream of "
             "their own. Elsewhere make one: repartir.rng(seed, number)"
         )
-    return generator
+    return bound.generator
+
+
+def takes_rng(fn: Callable[..., Any]) -> bool:
+    """Whether ``fn`` names a parameter ``rng`` that may be given by keyword and that no ``partial`` has given already."""
+    inner: Any = fn
+    while isinstance(inner, functools.partial):
+        if "rng" in inner.keywords:
+            return False
+        inner = inner.func
+    try:
+        parameter = inspect.signature(fn).parameters.get("rng")
+    except (TypeError, ValueError):  # a builtin that tells none
+        return False
+    return parameter is not None and parameter.kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+
+
+class Seeded:
+    """Calls ``fn`` for an item and its number, with the item's own stream."""
+
+    def __init__(self, fn: Callable[..., Any], seed: Seedlike) -> None:
+        """Raises what `rng` does for a bad seed, and ``TypeError`` for a function whose first parameter is ``rng``."""
+        self.fn = fn
+        self.seed = settled(seed)
+        self.takes_rng = takes_rng(fn)
+        self.__qualname__ = name_of(fn)
+        if self.takes_rng:
+            try:
+                inspect.signature(fn).bind(None, rng=None)
+            except TypeError as exc:
+                raise TypeError(
+                    f"{self.__qualname__} is called as fn(item, rng=generator), which it cannot be: {exc}"
+                ) from None
+
+    def __call__(self, number: int, item: Any) -> Any:
+        generator = rng(self.seed, number)
+        try:
+            with stream_of_task(generator):
+                return self.fn(item, rng=generator) if self.takes_rng else self.fn(item)
+        except BaseException as exc:
+            add_note(exc, f"item {number}: its random stream is {replay(self.seed, number)}")
+            raise

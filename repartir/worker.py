@@ -42,6 +42,7 @@ from repartir.shm.layout import (
     AT_HIGH,
     AT_LOW,
     AT_NORMAL,
+    ATTEMPT_MASK,
     CALL_EACH,
     CALL_MANY,
     CHILD,
@@ -216,6 +217,16 @@ class Worker:
     def colleagues(self) -> int:
         """How many members of its kind there are, this one included."""
         return len(self._victims) // 2 + 1
+
+    @property
+    def number(self) -> int:
+        """Which worker of the executor it is, from 0 on."""
+        return self._index
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at the task it is that the client submitted, from 1 on."""
+        return self._words[self._row.claim] & ATTEMPT_MASK
 
     def find_work(self) -> Entry | None:
         """Claim a task: what is for this member alone, the newest of the own spawn deque, the oldest of the high lane,

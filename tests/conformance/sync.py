@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,3 +112,17 @@ def wait_for_end(pid: int, timeout_s: float = 5.0) -> bool:
         return bool(select.select([fd], [], [], timeout_s)[0])
     finally:
         os.close(fd)
+
+
+def wait_until_asleep(thread: threading.Thread, timeout_s: float = LIMIT_S) -> None:
+    """Return when `thread` of this process is asleep in the kernel, and stays so for ten looks.
+
+    A signal that comes after the interpreter has looked for one and before the thread is asleep wakes it late: so sent in
+    the moment in which it lets go of the interpreter's lock, it would often not wake it.
+    """
+    until, looks = time.monotonic() + timeout_s, 0
+    while looks < 10:
+        assert time.monotonic() < until, f"{thread} does not sleep"
+        state = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()[0]
+        looks = looks + 1 if state == "S" else 0
+        time.sleep(0.001)

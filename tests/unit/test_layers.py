@@ -37,8 +37,10 @@ LAYERS = f"""
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
     pool
-    params functiondigest values durable checkpoints journalfile committer definitions journal journalreport journalmerge
-    space results plots halving sweep moments sketch points estimate montecarlo
+    borrowed
+    functiondigest values durable checkpoints journalfile committer definitions journal journalreport journalmerge
+    params space plots results rungs rows sweeps
+    moments sketch points student tally draws spans estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}

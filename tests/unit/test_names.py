@@ -13,6 +13,7 @@ import repartir
 from repartir import errors
 
 NAMES = [
+    "Estimate",
     "Executor",
     "Future",
     "Interrupted",
@@ -25,17 +26,26 @@ NAMES = [
     "SerialExecutor",
     "SharedArray",
     "SharedMemoryFull",
+    "SweepResult",
+    "SweepRow",
     "TaskNotSerializable",
     "TaskTimeout",
     "WorkerDied",
     "__version__",
     "checkpoint",
     "current_executor",
+    "grid",
+    "halving",
+    "latin_hypercube",
+    "monte_carlo",
     "restored",
     "rng",
+    "sampled",
     "shared",
+    "sweep",
     "task_rng",
     "worker_state",
+    "zipped",
 ]
 
 

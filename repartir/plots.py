@@ -1,0 +1,124 @@
+"""Pictures of a sweep: a line over one parameter, a heat map over two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Drawn(NamedTuple):
+    """A row as the picture needs it."""
+
+    params: Mapping[str, Any]
+    value: float
+
+
+def draw(rows: Sequence[Drawn], label: str, x: str | None, y: str | None, ax: Any) -> Any:
+    """See `SweepResult.plot`; ``label`` is what the values are called."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as exc:
+        raise ImportError(
+            "plot() needs matplotlib: pip install matplotlib, or use to_csv(), to_dataframe()"
+        ) from exc
+    rows = [row for row in rows if not math.isnan(row.value)]
+    if not rows:
+        raise ValueError(f"there is nothing to draw: no row has a number for {label}")
+    x, y = _axes_of(rows, x, y)
+    if ax is None:
+        _, ax = pyplot.subplots(layout="constrained")
+    if y is None:
+        _line(ax, rows, x, label)
+    else:
+        _map(ax, rows, x, y, label)
+    return ax
+
+
+def _axes_of(rows: Sequence[Drawn], x: str | None, y: str | None) -> tuple[str, str | None]:
+    names = list(dict.fromkeys(name for row in rows for name in row.params))
+    for name in (x, y):
+        if name is not None and name not in names:
+            raise ValueError(f"there is no parameter {name!r}: the sweep has {', '.join(names)}")
+    if x is not None:
+        return x, y
+    if y is not None:
+        raise ValueError("y= goes with x=")
+    varied = [name for name in names if len(_values(rows, name)) > 1] or names[:1]
+    if not varied or len(varied) > 2:
+        raise ValueError(
+            f"{len(varied)} parameters have several values ({', '.join(varied)}): say which to draw, as "
+            "plot(x=..., y=...); the others are averaged"
+        )
+    return varied[0], varied[1] if len(varied) == 2 else None
+
+
+def _line(ax: Any, rows: Sequence[Drawn], x: str, label: str) -> None:
+    """Means with their standard errors, where there are several values."""
+    values = _values(rows, x)
+    groups = [[row.value for row in rows if _same(row.params.get(x), value)] for value in values]
+    means = [math.fsum(group) / len(group) for group in groups]
+    errors = [
+        float(np.std(group, ddof=1)) / math.sqrt(len(group)) if len(group) > 1 else 0.0 for group in groups
+    ]
+    at, texts = _positions(values)
+    ax.errorbar(at, means, yerr=errors if any(errors) else None, marker="o", capsize=2)
+    if texts is not None:
+        ax.set_xticks(at, texts)
+    ax.set_xlabel(x)
+    ax.set_ylabel(label)
+
+
+def _map(ax: Any, rows: Sequence[Drawn], x: str, y: str, label: str) -> None:
+    """A cell for each pair of values; what no row has stays empty."""
+    columns, lines = _values(rows, x), _values(rows, y)
+    cells = np.full((len(lines), len(columns)), math.nan)
+    for line, upward in enumerate(lines):
+        for column, across in enumerate(columns):
+            found = [
+                row.value
+                for row in rows
+                if _same(row.params.get(x), across) and _same(row.params.get(y), upward)
+            ]
+            if found:
+                cells[line, column] = math.fsum(found) / len(found)
+    image = ax.imshow(cells, origin="lower", aspect="auto")
+    ax.set_xticks(range(len(columns)), [_text(value) for value in columns])
+    ax.set_yticks(range(len(lines)), [_text(value) for value in lines])
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.figure.colorbar(image, ax=ax, label=label)
+
+
+def _values(rows: Sequence[Drawn], name: str) -> list[Any]:
+    """The different values of a parameter: numbers by size, others in the order of the rows."""
+    found: list[Any] = []
+    for row in rows:
+        value = row.params.get(name)
+        if not any(_same(value, other) for other in found):
+            found.append(value)
+    return sorted(found) if all(map(_is_number, found)) else found
+
+
+def _positions(values: Sequence[Any]) -> tuple[Sequence[Any], list[str] | None]:
+    """Where values are drawn on an axis, and what stands there if they are no numbers."""
+    if all(map(_is_number, values)):
+        return values, None
+    return range(len(values)), [_text(value) for value in values]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating)
+
+
+def _same(first: Any, second: Any) -> bool:
+    return bool(np.array_equal(first, second)) if isinstance(first, np.ndarray) else bool(first == second)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+__all__ = ["Drawn", "draw"]

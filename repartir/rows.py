@@ -1,0 +1,92 @@
+"""One row of a sweep: how a worker calls the function, and what the client makes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from repartir import worker
+from repartir.errors import TaskTimeout
+from repartir.outcome import format_exception
+from repartir.params import key_words
+from repartir.portable import ATTEMPTS, add_note, attribute, set_attribute
+from repartir.results import SweepRow
+from repartir.serial import attempt_of_task
+from repartir.space import label_of, value_of
+from repartir.streams import SWEEP, Seed, replay, rng, stream_of_task
+
+_TOLD = "_repartir_row"
+"""An attribute of what a row's function raised: what the worker tells of the row."""
+
+
+class Told(NamedTuple):
+    """What a worker tells of a row beside its result."""
+
+    seconds: float
+    worker: int | None
+    attempts: int
+
+
+class Item(NamedTuple):
+    """A row to come."""
+
+    point: Mapping[str, Any]
+    key: bytes
+    repeat: int
+
+
+class RowCall:
+    """The call of one row, in a worker."""
+
+    def __init__(self, fn: Callable[..., Any], seed: Seed, *, takes_rng: bool) -> None:
+        self.fn = fn
+        self.seed = seed
+        self.takes_rng = takes_rng
+
+    def __call__(self, item: Item) -> tuple[Any, Told]:
+        params = {name: value_of(value) for name, value in item.point.items()}
+        generator = rng(self.seed, *stream_key(item))
+        if self.takes_rng:
+            params.setdefault("rng", generator)
+        began = time.perf_counter()
+        try:
+            with stream_of_task(generator):
+                result = self.fn(**params)
+        except BaseException as exc:
+            set_attribute(exc, _TOLD, _told(began))
+            raise
+        return result, _told(began)
+
+    def row(self, item: Item, outcome: Any) -> SweepRow:
+        """In the client: the row, of what `__call__` returned or of the error that it ended in."""
+        params = {name: label_of(value) for name, value in item.point.items()}
+        if not isinstance(outcome, BaseException):
+            result, told = outcome
+            return SweepRow(params, item.repeat, result, None, None, *told)
+        told = attribute(outcome, _TOLD, None)
+        if told is None:
+            elapsed = outcome.elapsed if isinstance(outcome, TaskTimeout) else 0.0
+            told = Told(elapsed, None, attribute(outcome, ATTEMPTS, 1))
+        text = format_exception(outcome)
+        add_note(
+            outcome,
+            f"in the row {in_words(params)}, repeat {item.repeat}; its stream: {replay(self.seed, *stream_key(item))}",
+        )
+        return SweepRow(params, item.repeat, None, outcome, text, *told)
+
+
+def stream_key(item: Item) -> tuple[int, ...]:
+    """The key of a row's random stream."""
+    return (SWEEP, *key_words(item.key), item.repeat)
+
+
+def in_words(params: Mapping[str, Any]) -> str:
+    """Parameters as in a call, shortened."""
+    return ", ".join(f"{name}={label_of(value)!r:.40}" for name, value in params.items())
+
+
+def _told(began: float) -> Told:
+    member = worker.current()
+    number = None if member is None else member.number
+    return Told(time.perf_counter() - began, number, attempt_of_task())

@@ -1,0 +1,255 @@
+"""Parameter sweeps: one function at many points of a space, with a random stream of its own for each row."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from repartir.borrowed import AnyExecutor, check_executor, executor_for
+from repartir.errors import Interrupted
+from repartir.journal import Journal, OnChange
+from repartir.ledger import name_of
+from repartir.params import params_key
+from repartir.portable import set_attribute
+from repartir.progress import Reporter, reporter
+from repartir.progress import Told as ProgressTold
+from repartir.results import SweepResult, SweepRow
+from repartir.rows import Item, RowCall, Told, in_words
+from repartir.rungs import Halving
+from repartir.space import Space, as_points, label_of
+from repartir.streams import Seed, Seedlike, settled, takes_rng
+
+ON_ERROR = ("raise", "keep", "skip")
+
+Points = Sequence[dict[str, Any]]
+
+
+def sweep(
+    fn: Callable[..., Any],
+    space: Space | Iterable[Mapping[str, Any]],
+    *,
+    repeats: int = 1,
+    seed: Seedlike = None,
+    executor: AnyExecutor | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    version: str | None = None,
+    on_change: OnChange = "raise",
+    on_error: str = "raise",
+    on_row: Callable[[SweepRow], object] | None = None,
+    progress: bool | ProgressTold = False,
+    rungs: Halving | None = None,
+) -> SweepResult:
+    """Call ``fn(**params)`` at each point of ``space``, ``repeats`` times, on the workers of an executor.
+
+    A function that has a parameter ``rng``, which the space does not name, gets a ``numpy.random.Generator`` there: the
+    stream of the row, made from the seed, the parameters and the number of the repeat, so that the same row has the same
+    bits in any other space, order, worker, attempt and run.  Functions below it find it by `task_rng`.
+
+    Args:
+        fn: what is called.  What it returns is a row's result: best a number, or a dict of numbers and arrays.
+        space: a `grid`, `zipped`, `sampled` or `latin_hypercube`, joined by ``*`` and ``+``; or an iterable of dicts.
+        repeats: calls a point.
+        seed: of all streams and all points that are drawn: an int, ints, a ``SeedSequence``; None: drawn and kept in the
+            result.
+        executor: an `Executor`, what its `options` returned (with a time-out or retries for each row), a
+            `SerialExecutor`; None: in a task the one that runs it, else one that is made for the call.
+        journal: a file in which rows are kept as they finish.  Rows that it has are not run again, but those that failed;
+            and ``seed=None`` means its seed.
+        version, on_change: what counts as another function than the journal's, see `Journal.open`.
+        on_error: what becomes of a row that fails: "raise" stops the sweep and raises the error, with the finished rows in
+            its attribute ``partial``; "keep" keeps it, with its error; "skip" leaves it out.
+        on_row: is told each row as it finishes, in this thread; none of those that the journal had.
+        progress: as for `Executor.map`.
+        rungs: what `halving` returned: all points with little of something, the best of them with more.
+
+    Raises ``ValueError`` and ``TypeError`` before any call for a space that is empty, has a point twice or does not go with
+    ``fn``; `Interrupted` after Ctrl-C, which stops the calls, with the finished rows in its attribute ``partial``.
+    """
+    _check(fn, repeats, on_error, on_row, rungs)
+    check_executor(executor)
+    if journal is None and version is not None:
+        raise ValueError("version= tells what a journal's results count for: it goes with journal=")
+    settled_seed = settled(seed)
+    points = _points(fn, space, settled_seed, rungs)
+    shown = reporter(progress, f"sweep of {name_of(fn)}", repeats * _count(rungs, len(points)))
+    with contextlib.ExitStack() as kept:
+        known = None
+        if journal is not None:
+            given = None if seed is None else settled_seed
+            known = kept.enter_context(
+                Journal.open(journal, fn, seed=given, version=version, on_change=on_change)
+            )
+            if seed is None and isinstance(space, Space):
+                points = _points(fn, space, known.seed, rungs)
+            settled_seed = known.seed
+        call = RowCall(fn, settled_seed, takes_rng=takes_rng(fn))
+        run = _Run(call, repeats, on_error, on_row, shown, known)
+        try:
+            with shown, executor_for(executor) as ex:
+                _climb(run, ex, points, rungs)
+        except KeyboardInterrupt as exc:
+            partial = run.result()
+            raise Interrupted(
+                f"interrupted after {len(partial)} of {partial.total} rows, which are in the attribute partial",
+                partial=partial,
+            ) from exc
+        except BaseException as exc:
+            set_attribute(exc, "partial", run.result())
+            raise
+    return run.result()
+
+
+def _points(
+    fn: Callable[..., Any],
+    space: Space | Iterable[Mapping[str, Any]],
+    seed: Seed,
+    rungs: Halving | None,
+) -> Points:
+    """The points of the first rung, without what the rung sets, checked."""
+    points = as_points(space, seed)
+    if rungs is not None:
+        rungs.check(points)
+    _check_points(fn, points if rungs is None else [rungs.at(point, 0) for point in points])
+    return points
+
+
+def _count(rungs: Halving | None, points: int) -> int:
+    return points if rungs is None else sum(rungs.counts(points))
+
+
+def _climb(run: _Run, executor: AnyExecutor, points: Points, rungs: Halving | None) -> None:
+    if rungs is None:
+        run.rows_of(executor, points)
+        return
+    for nth in range(len(rungs.resources)):
+        rows = run.rows_of(executor, [rungs.at(point, nth) for point in points])
+        points = rungs.survivors(points, rows, nth)
+
+
+class _Run:
+    """The rows of one sweep, as they finish."""
+
+    def __init__(
+        self,
+        call: RowCall,
+        repeats: int,
+        on_error: str,
+        on_row: Callable[[SweepRow], object] | None,
+        shown: Reporter,
+        journal: Journal | None,
+    ) -> None:
+        self._call = call
+        self._repeats = repeats
+        self._on_error = on_error
+        self._on_row = on_row
+        self._shown = shown
+        self._journal = journal
+        self._known = {} if journal is None else journal.finished()
+        self._rows: dict[int, SweepRow] = {}
+        self._begun = 0
+        """So many rows have been given to the executor; they are numbered in the order of the space."""
+
+    def rows_of(self, executor: AnyExecutor, points: Points) -> list[list[SweepRow]]:
+        """Run all repeats of these points; the rows of each.  Raises the error of a row if that is to stop the sweep."""
+        items = [
+            Item(point, key, repeat)
+            for point, key in zip(points, map(_key_of, points), strict=True)
+            for repeat in range(self._repeats)
+        ]
+        base, self._begun = self._begun, self._begun + len(items)
+        missing = []
+        for number, item in enumerate(items):
+            if (stored := self._known.get((item.key, item.repeat))) is None:
+                missing.append(number)
+            else:
+                told = Told(stored.seconds, stored.worker, stored.attempts)
+                self._rows[base + number] = self._call.row(item, (stored.result, told))
+        self._shown.step(len(items) - len(missing))
+        with contextlib.closing(executor._numbered(self._call, [items[at] for at in missing])) as outcomes:
+            for nth, outcome in outcomes:
+                item = items[missing[nth]]
+                self._finish(base + missing[nth], item, self._call.row(item, outcome))
+        of_all = [self._rows.get(number) for number in range(base, self._begun)]
+        return [
+            [row for row in of_all[first : first + self._repeats] if row is not None]
+            for first in range(0, len(items), self._repeats)
+        ]
+
+    def result(self) -> SweepResult:
+        """What has finished so far."""
+        rows = [self._rows[number] for number in sorted(self._rows)]
+        return SweepResult(rows, self._call.seed, total=self._shown.total or 0)
+
+    def _finish(self, number: int, item: Item, row: SweepRow) -> None:
+        if self._journal is not None:
+            self._journal.record(
+                item.key,
+                item.repeat,
+                row.params,
+                result=row.result,
+                error=row.error,
+                traceback=row.traceback,
+                seconds=row.seconds,
+                worker=row.worker,
+                attempts=row.attempts,
+            )
+        if row.error is not None and self._on_error == "raise":
+            raise row.error
+        if row.error is None or self._on_error == "keep":
+            self._rows[number] = row
+        if self._on_row is not None:
+            self._on_row(row)
+        self._shown.step()
+
+
+def _key_of(point: Mapping[str, Any]) -> bytes:
+    return params_key({name: label_of(value) for name, value in point.items()})
+
+
+def _check(fn: Any, repeats: Any, on_error: str, on_row: Any, rungs: Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"sweep() needs a function to call, not {type(fn).__name__}")
+    if isinstance(repeats, bool) or operator.index(repeats) < 1:
+        raise ValueError(f"repeats must be at least 1, not {repeats}")
+    if on_error not in ON_ERROR:
+        raise ValueError(f'on_error must be "raise", "keep" or "skip", not {on_error!r}')
+    if on_row is not None and not callable(on_row):
+        raise TypeError(f"on_row must be a callable that takes a row, not {type(on_row).__name__}")
+    if rungs is not None and not isinstance(rungs, Halving):
+        raise TypeError(f"rungs must be what halving() returned, not {type(rungs).__name__}")
+
+
+def _check_points(fn: Callable[..., Any], points: Points) -> None:
+    """Raise where two points are the same, or one does not go with the function."""
+    seen: dict[bytes, int] = {}
+    shapes = set()
+    for index, point in enumerate(points):
+        first = seen.setdefault(_key_of(point), index)
+        if first != index:
+            raise ValueError(
+                f"points {first} and {index} of the space are the same: {in_words(point)} (1, 1.0 and True are equal, "
+                "too). For several calls at one point there is repeats="
+            )
+        shapes.add(tuple(point))
+    try:
+        signature = inspect.signature(fn)
+    except (ValueError, TypeError):
+        return  # written in C: the call itself will tell
+    for names in shapes:
+        _check_names(fn, signature, names)
+
+
+def _check_names(fn: Callable[..., Any], signature: inspect.Signature, names: tuple[str, ...]) -> None:
+    given = dict.fromkeys(names)
+    if takes_rng(fn):
+        given.setdefault("rng")
+    try:
+        signature.bind(**given)
+    except TypeError as exc:
+        raise TypeError(
+            f"{name_of(fn)}{signature} cannot be called with the names of the space, {', '.join(names)}: {exc}"
+        ) from None

@@ -1,0 +1,80 @@
+"""Functions that sweeps of the tests call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import repartir
+
+
+def loss(lr: float, depth: int, rng: np.random.Generator) -> dict[str, float]:
+    return {"loss": (lr - 0.1) ** 2 + depth, "noise": rng.random()}
+
+
+def below(lr: float) -> float:
+    return float(repartir.task_rng().random())
+
+
+def inverse(x: float) -> float:
+    return 1 / x
+
+
+def identity(x: Any) -> Any:
+    return x
+
+
+def own_rng(rng: int) -> int:
+    return rng
+
+
+def exits_at(x: int, at: int) -> int:
+    if x == at:
+        os._exit(3)
+    return x
+
+
+def dies_once(x: int, folder: Path, rng: np.random.Generator) -> float:
+    first = rng.random()
+    if x == 1 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return first
+
+
+def fails_twice(x: int, folder: Path) -> int:
+    path = folder / f"tries-{x}"
+    with path.open("a") as file:
+        file.write("x")
+    if len(path.read_text()) < 3:
+        raise ValueError(x)
+    return x
+
+
+def sleeps_at(x: int, at: int, folder: Path) -> int:
+    (folder / f"began-{x}").touch()
+    if x == at:
+        time.sleep(60)
+        (folder / f"ended-{x}").touch()
+    return x
+
+
+def nested(n: int) -> list[int]:
+    return [row.result for row in repartir.sweep(identity, repartir.grid(x=range(n)))]
+
+
+def who(x: int) -> int:
+    return os.getpid()
+
+
+def trained(epochs: int, lr: float) -> float:
+    return abs(lr - 0.3) / epochs
+
+
+def name_of(x: type) -> str:
+    return x.__name__
