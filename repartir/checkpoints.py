@@ -102,6 +102,11 @@ def checkpointing(folder: str, name: str) -> Iterator[None]:
         _place.reset(token)
 
 
+def row_name(key: bytes, repeat: int) -> str:
+    """What the state of a row of a sweep is called."""
+    return f"{key.hex()}-{repeat}"
+
+
 def forget(folder: str, name: str) -> None:
     """Remove the state of a task that has a result, and what a kill left of one that was being written."""
     path = _path(folder, name)

@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from repartir import definitions, journalfile, streams, values
+from repartir import checkpoints, definitions, journalfile, streams, values
 from repartir.committer import Committer
 from repartir.definitions import Definition
 from repartir.errors import JournalError, JournalMismatch
@@ -64,8 +64,8 @@ class StoredRow:
 class Journal:
     """One run's hold of a journal, from `open` to `close`; a context manager.  One thread at a time may call it.
 
-    ``seed``: that of the run, as `streams.settled` gives it.  ``checkpoints``: the folder for what tasks keep on their way
-    (see `checkpoints`); it may not exist yet.
+    ``seed``: that of the run, as `streams.settled` gives it.  ``checkpoints``: the folder for what tasks keep on their way,
+    under `checkpoints.row_name`; it may not exist yet.  When a row with a result is on the disk, its file there goes.
     """
 
     def __init__(
@@ -253,8 +253,17 @@ class Journal:
         try:
             with journalfile.transaction(self._connection):
                 self._connection.executemany(_RECORD, rows)
+            self._forget(rows)
         except sqlite3.Error as error:
             raise self._cannot_write(error) from error
+
+    def _forget(self, rows: list[tuple[Any, ...]]) -> None:
+        """What tasks kept on their way to results that are on the disk now; `repartir journal vacuum` finds what stays."""
+        if os.path.isdir(self.checkpoints):
+            for _, key, repeat, *_, error, _, _, _, _ in rows:
+                with contextlib.suppress(OSError):
+                    if error is None:
+                        checkpoints.forget(self.checkpoints, checkpoints.row_name(key, repeat))
 
     def _cannot_write(self, error: sqlite3.Error) -> JournalError:
         return JournalError(
@@ -266,11 +275,6 @@ class Journal:
 def checkpoint_folder(real: str, lineage: int) -> str:
     """Where tasks of a lineage keep their checkpoints."""
     return os.path.join(f"{real}.checkpoints", str(lineage))
-
-
-def checkpoint_name(key: bytes, repeat: int) -> str:
-    """What a row's checkpoint is called in that folder, so that `repartir journal vacuum` knows whose it is."""
-    return f"{key.hex()}-{repeat}"
 
 
 def _settle(

@@ -25,11 +25,12 @@ import re
 import socket
 import sqlite3
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from repartir import durable
 from repartir.errors import JournalError
@@ -112,7 +113,7 @@ def connect(real: str, *, writable: bool) -> sqlite3.Connection:
     connection = None
     try:
         connection = sqlite3.connect(
-            f"{Path(real).as_uri()}?mode={mode}",
+            f"file:{quote(real)}?mode={mode}",
             uri=True,
             timeout=_SQLITE_BUSY_S,
             isolation_level=None,
@@ -194,7 +195,8 @@ def is_network(folder: str, mounts: str | None = None) -> bool:
     """Whether ``folder`` lies on a file system of another machine.  ``mounts``: text as in /proc/self/mountinfo."""
     if mounts is None:
         try:
-            mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+            with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+                mounts = file.read()
         except OSError:
             return False
     kind, longest = "", -1
@@ -264,7 +266,8 @@ class FileLock:
             if self._real in _held:  # not read: to close the file would let go of the lock
                 return f"this process ({os.getpid()}), which opened it before"
         try:
-            who = json.loads(Path(self.path).read_text())
+            with open(self.path) as file:
+                who = json.load(file)
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(who["since"]))
             return f"process {who['pid']} on {who['host']} since {since} ({who['command']:.200})"
         except (OSError, ValueError, KeyError):
@@ -284,16 +287,9 @@ def _myself() -> dict[str, Any]:
 def command_line() -> str:
     """What this process was started with."""
     try:
-        return (
-            Path("/proc/self/cmdline")
-            .read_bytes()
-            .rstrip(b"\0")
-            .replace(b"\0", b" ")
-            .decode(errors="replace")
-        )
+        with open("/proc/self/cmdline", "rb") as file:
+            return file.read().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
     except OSError:
-        import sys
-
         return " ".join(sys.argv)
 
 

@@ -9,10 +9,10 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from repartir import definitions, durable, journalfile, values
+from repartir import checkpoints, definitions, durable, journalfile, values
 from repartir.definitions import Definition
 from repartir.errors import JournalError, JournalMismatch
-from repartir.journal import checkpoint_folder, checkpoint_name
+from repartir.journal import checkpoint_folder
 
 Keep = Literal["first", "last"]
 
@@ -157,12 +157,12 @@ def vacuum(path: str) -> dict[str, int]:
                 connection.execute("DELETE FROM definitions WHERE lineage != ?", (lineage,))
                 connection.execute("DELETE FROM runs WHERE definition NOT IN (SELECT id FROM definitions)")
             connection.execute("VACUUM")
-            checkpoints = _drop_checkpoints(connection, real, lineage)
+            forgotten = _drop_checkpoints(connection, real, lineage)
         finally:
             journalfile.close(connection)
         return {
             "rows": dropped,
-            "checkpoints": checkpoints,
+            "checkpoints": forgotten,
             "bytes_before": before,
             "bytes_after": os.path.getsize(real),
         }
@@ -183,7 +183,7 @@ def _drop_checkpoints(connection: sqlite3.Connection, real: str, lineage: int) -
             shutil.rmtree(folder)
     if os.path.isdir(current):
         finished = {
-            checkpoint_name(key, repeat)
+            checkpoints.row_name(key, repeat)
             for key, repeat in connection.execute(
                 "SELECT key, repeat FROM rows WHERE lineage = ? AND error IS NULL", (lineage,)
             )

@@ -16,7 +16,6 @@ import datetime
 import io
 import json
 import math
-import pathlib
 import pickle
 import struct
 from collections.abc import Callable
@@ -35,10 +34,7 @@ Stored = str | bytes
 _MAGIC = b"RPV1"
 _SAFE_INT = 1 << 53  # other readers of JSON may have floats only
 _PRINTED_BITS = 4096  # Python refuses to print far longer numbers
-_PATHS = {
-    cls.__name__: cls
-    for cls in (pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath)
-}
+_PATHS = frozenset({"PurePosixPath", "PureWindowsPath", "PosixPath", "WindowsPath"})
 _PLAIN_SCALARS = "biuf"  # kinds of numpy's whose `item` is exact, up to 8 bytes
 _Form = Callable[[Any, "_Encoder"], Any]
 
@@ -106,6 +102,9 @@ class _Encoder:
             return make(value, self)
         if isinstance(value, Enum):
             return self.enum(value)
+        cls = type(value)
+        if cls.__name__ in _PATHS and cls.__module__.partition(".")[0] == "pathlib":
+            return {"!": "path", "class": cls.__name__, "v": str(value)}
         if isinstance(value, np.generic):
             return self.scalar(value)
         return self.pickled(value)
@@ -239,9 +238,6 @@ _FORMS: dict[type, _Form] = {
     datetime.timedelta: lambda value, _: _tagged(
         "timedelta", [value.days, value.seconds, value.microseconds]
     ),
-    **dict.fromkeys(
-        _PATHS.values(), lambda value, _: {"!": "path", "class": type(value).__name__, "v": str(value)}
-    ),
 }
 
 
@@ -326,7 +322,7 @@ class _Decoder:
         return datetime.timedelta(*v)
 
     def _path(self, v: str, form: Any) -> Any:
-        return _PATHS[form["class"]](v)
+        return getattr(import_module("pathlib"), form["class"])(v)
 
     def _enum(self, v: str, form: Any) -> Any:
         module, _, qualname = form["class"].partition(":")
