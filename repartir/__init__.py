@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from repartir.montecarlo import monte_carlo
     from repartir.nested import current_executor
     from repartir.policy import Priority
-    from repartir.results import SweepResult, SweepRow
+    from repartir.results import SweepResult
     from repartir.rungs import halving
     from repartir.serial import SerialExecutor, worker_state
     from repartir.shared import SharedArray
     from repartir.space import grid, latin_hypercube, sampled, zipped
     from repartir.streams import rng, task_rng
+    from repartir.sweeprow import SweepRow
     from repartir.sweeps import sweep
 
 __version__ = "0.1.0"
@@ -77,7 +78,7 @@ _HOMES = {
     "SerialExecutor": "serial",
     "SharedArray": "shared",
     "SweepResult": "results",
-    "SweepRow": "results",
+    "SweepRow": "sweeprow",
     "checkpoint": "checkpoints",
     "current_executor": "nested",
     "grid": "space",

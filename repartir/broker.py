@@ -30,7 +30,7 @@ from repartir.codec import Part
 from repartir.errors import InternalError, SharedMemoryFull
 from repartir.future import Future
 from repartir.members import Members
-from repartir.pump import CANCELLED, KEPT_S, Pump, TaskFuture, TaskRecord
+from repartir.pump import CANCELLED, Pump, TaskFuture, TaskRecord
 from repartir.shm.blocks import NOTHING
 from repartir.shm.board import Board, BoardClosed, ClientSleep, Kind
 from repartir.shm.layout import CHILD
@@ -491,8 +491,8 @@ class Broker:
         board, pump = self.board, self.pump
         if self.members.starting:
             timeout = _START_CHECK_S if timeout is None else min(timeout, _START_CHECK_S)
-        if pump.collect(time.monotonic()):
-            timeout = KEPT_S if timeout is None else min(timeout, KEPT_S)
+        if (left := pump.collect(time.monotonic())) is not None:
+            timeout = left if timeout is None else min(timeout, left)
         wait_ms = None if timeout is None else max(0.0, min(timeout, LONGEST_S) * 1000)
         nap = self._choose_nap()
         board.set_client_sleep(ClientSleep.NAPS if nap else ClientSleep.PARKED)

@@ -62,7 +62,7 @@ DEFER = 64
 """Under backlog so many submits are posted together."""
 _MOST_AT_ONCE = 256
 _PLACED_A_ROW = 2
-KEPT_S = 1.0
+KEPT_S = 0.25
 """What a member has kept for so long is looked at there."""
 CANCELLED = concurrent.futures.CancelledError()
 """Why a task's member is killed, where the user cancelled the task."""
@@ -705,31 +705,36 @@ class Pump:
             meta, *buffers = split_parts(whole)
             self._hear_item(record, first, count, outcome.decode_outcome(meta, buffers))
 
-    def collect(self, now: float) -> bool:
-        """Whether members keep answers that they have not sent; those that they have kept for long are heard here.
+    def collect(self, now: float) -> float | None:
+        """Hear the answers that members have kept for long; seconds until others are to be looked at, None without any.
 
         A member sends answers before it begins an item only if the items before took long.  One that then takes long
         holds up those before it, which have been in its hand, unchanged, for so long that all can see them.
         """
-        keeps, words = False, self.board.words
+        words, wait = self.board.words, None
         for hand in self.board.hands:
             field = words[hand.bytes_word]
             if not field & SIZE_MASK:
                 continue
-            keeps, seen = True, self._unsent.get(hand.index)
-            kept = words[hand.claim], words[hand.first_word], field
+            kept, seen = (words[hand.claim], words[hand.first_word], field), self._unsent.get(hand.index)
             if seen is None or seen[0] != kept:
-                self._unsent[hand.index] = kept, now
-            elif now - seen[1] >= KEPT_S and self.mutex.acquire(blocking=False):
+                seen = self._unsent[hand.index] = kept, now
+            left = KEPT_S - (now - seen[1])
+            if left <= 0 and self.mutex.acquire(blocking=False):
                 try:
                     record = self.ledger.records.get(kept[0] >> ATTEMPT_BITS)
                     first, field, batch = hand.answers(batches.batch_bytes)
                     if record is not None and (words[hand.claim], first, field) == kept:
                         self.hear_batch(record, first, field, batch)
                         self._unsent[hand.index] = kept, float("inf")
+                        continue
                 finally:
                     self.mutex.release()
-        return keeps
+            if left <= 0:
+                left = KEPT_S  # another thread pumps, or the member goes on
+            if left < float("inf"):
+                wait = left if wait is None else min(wait, left)
+        return wait
 
     def hear_batch(self, record: TaskRecord, first: int, mark: int, batch: bytes) -> None:
         """The values of many items, from ``first`` on."""

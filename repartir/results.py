@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from repartir import tables
 from repartir.params import params_key
 from repartir.plots import Drawn, draw
 from repartir.streams import Seed
-
-_OF_ROWS = ("repeat", "seconds", "worker", "attempts", "error")
-"""What tables tell of a row beside its parameters and its result."""
-
-
-@dataclass(frozen=True, slots=True)
-class SweepRow:
-    """One call of a sweep's function.
-
-    `params`: what it was called with, by name; labels where the space has labels.  `repeat`: from 0 on.  `result`: what it
-    returned, None if it raised `error`, whose `traceback` is text.  `seconds` it took, in `worker` (its number, None in this
-    process, or if that is not known), at the last of `attempts`.
-    """
-
-    params: dict[str, Any]
-    repeat: int
-    result: Any
-    error: BaseException | None
-    traceback: str | None
-    seconds: float
-    worker: int | None
-    attempts: int
+from repartir.sweeprow import SweepRow, entries_of, sign_of, value_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,54 +99,23 @@ class SweepResult:
         ``result``), then ``seconds``, ``worker``, ``attempts``, ``error``.  A result's name that is another column's already
         becomes ``result.name``, and one of the row's own ``row.name``.
         """
-        params = list(dict.fromkeys(name for row in self.rows for name in row.params))
-        entries = list(dict.fromkeys(name for row in self.rows for name in _entries(row.result)))
-        table: dict[str, list[Any]] = {
-            name: [row.params.get(name) for row in self.rows] for name in map(str, params)
-        }
-        about = {name: f"row.{name}" if name in table else name for name in _OF_ROWS}
-        table[about["repeat"]] = [row.repeat for row in self.rows]
-        taken = {*table, *about.values()}
-        for name in entries:
-            title = f"result.{name}" if name in taken else str(name)
-            table[title] = [_entries(row.result).get(name) for row in self.rows]
-        for name in ("seconds", "worker", "attempts"):
-            table[about[name]] = [getattr(row, name) for row in self.rows]
-        table[about["error"]] = [None if row.error is None else _told(row.error) for row in self.rows]
-        return table
+        return tables.columns(self.rows)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """The table as CSV, to a file, or as text without one.  What is no number and no text is JSON there."""
-        table = self.columns()
-        out = io.StringIO(newline="")
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(table)
-        writer.writerows([_cell(value) for value in row] for row in zip(*table.values(), strict=True))
-        return _written(out.getvalue(), path)
+        return tables.written(tables.csv_of(self.rows), path)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """The rows as a JSON list of objects, to a file, or as text without one.  Arrays are lists, nan and infinity null
         there."""
-        rows = [
-            {
-                "params": _jsonable(row.params),
-                "repeat": row.repeat,
-                "result": _jsonable(row.result),
-                "error": None if row.error is None else _told(row.error),
-                "seconds": row.seconds,
-                "worker": row.worker,
-                "attempts": row.attempts,
-            }
-            for row in self.rows
-        ]
-        return _written(json.dumps(rows, indent=1, allow_nan=False), path)
+        return tables.written(tables.json_of(self.rows), path)
 
     def to_npz(self, path: str | os.PathLike[str]) -> None:
         """The table as arrays of numpy, one a column, to a file that ``numpy.load`` reads without pickle.
 
         Numbers, texts, and arrays of one shape keep their type, a number that a row has not is nan; all else is JSON.
         """
-        arrays = {name: _as_array(column) for name, column in self.columns().items()}
+        arrays = {name: tables.as_array(column) for name, column in self.columns().items()}
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -192,7 +138,7 @@ class SweepResult:
             raise ImportError(
                 "to_parquet() needs pyarrow: pip install pyarrow, or use to_csv(), to_npz()"
             ) from exc
-        table = {name: pyarrow.array(_for_arrow(column)) for name, column in self.columns().items()}
+        table = {name: pyarrow.array(tables.for_arrow(column)) for name, column in self.columns().items()}
         parquet.write_table(pyarrow.table(table), os.fspath(path))
 
     def plot(self, metric: Any = None, *, x: str | None = None, y: str | None = None, ax: Any = None) -> Any:
@@ -214,7 +160,7 @@ class SweepResult:
         return draw(drawn, label, x, y, ax)
 
     def _known(self) -> str:
-        names = list(dict.fromkeys(name for row in self.rows for name in _entries(row.result)))
+        names = list(dict.fromkeys(name for row in self.rows for name in entries_of(row.result)))
         if not names:
             return "all rows failed" if self.errors else "there are no rows"
         return f"results have {', '.join(map(str, names))}"
@@ -235,100 +181,5 @@ class Point:
         return math.fsum(value_of(row.result, metric) for row in self.rows) / len(self.rows)
 
 
-def sign_of(mode: str) -> int:
-    """1 where less is better, -1 where more is.  Raises ``ValueError`` for another mode than "min" and "max"."""
-    if mode not in ("min", "max"):
-        raise ValueError(f'mode must be "min" or "max", not {mode!r}')
-    return 1 if mode == "min" else -1
-
-
-def value_of(result: Any, metric: Any) -> float:
-    """The metric of a result; nan where it has none."""
-    if callable(metric):
-        value = metric(result)
-    elif metric is None:
-        value = result
-    else:
-        value = result.get(metric) if isinstance(result, Mapping) else None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
 def _named(metric: Any) -> str:
     return "a number for a result" if metric is None else f"the metric {metric!r}"
-
-
-def _entries(result: Any) -> Mapping[Any, Any]:
-    if isinstance(result, Mapping):
-        return result
-    return {} if result is None else {"result": result}
-
-
-def _told(error: BaseException) -> str:
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _written(text: str, path: str | os.PathLike[str] | None) -> str | None:
-    if path is None:
-        return text
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    return None
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, str | int | float | complex):
-        return value
-    return json.dumps(_jsonable(value))
-
-
-def _jsonable(value: Any) -> Any:
-    """A value that JSON has: arrays as lists, nan and infinity as None, what else there is by its text."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, np.ndarray):
-        return _jsonable(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_jsonable(entry) for entry in value]
-    return str(value)
-
-
-def _as_array(column: list[Any]) -> Any:
-    kinds = {type(value) for value in column if value is not None}
-    if not kinds:
-        return np.full(len(column), math.nan)
-    if all(issubclass(kind, int | float | np.number | np.bool_) for kind in kinds):
-        numbers: Iterable[Any] = (math.nan if value is None else value for value in column)
-        return np.array(list(numbers))
-    if all(issubclass(kind, np.ndarray) for kind in kinds) and None not in map(_shape, column):
-        if len({_shape(value) for value in column}) == 1 and not any(
-            value.dtype.hasobject for value in column
-        ):
-            return np.stack(column)
-    return np.array(["" if value is None else str(_cell(value)) for value in column])
-
-
-def _shape(value: Any) -> Any:
-    return getattr(value, "shape", None)
-
-
-def _for_arrow(column: list[Any]) -> list[Any]:
-    """Values of one type that Parquet has, JSON where there is none."""
-    plain = [value.item() if isinstance(value, np.generic) else value for value in column]
-    kinds = {type(value) for value in plain if value is not None}
-    if kinds <= {int, float}:
-        return [None if value is None else float(value) for value in plain] if len(kinds) > 1 else plain
-    if len(kinds) <= 1 and kinds <= {bool, str, bytes}:
-        return plain
-    return [None if value is None else str(_cell(value)) for value in plain]

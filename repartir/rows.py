@@ -11,10 +11,10 @@ from repartir.errors import TaskTimeout
 from repartir.outcome import format_exception
 from repartir.params import key_words
 from repartir.portable import ATTEMPTS, add_note, attribute, set_attribute
-from repartir.results import SweepRow
 from repartir.serial import attempt_of_task
 from repartir.space import label_of, value_of
 from repartir.streams import SWEEP, Seed, replay, rng, stream_of_task
+from repartir.sweeprow import SweepRow
 
 _TOLD = "_repartir_row"
 """An attribute of what a row's function raised: what the worker tells of the row."""

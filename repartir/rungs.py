@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from repartir.results import Point, SweepRow, sign_of
+from repartir.results import Point
+from repartir.sweeprow import SweepRow, sign_of
 
 
 class Halving(NamedTuple):

@@ -17,11 +17,12 @@ from repartir.params import params_key
 from repartir.portable import set_attribute
 from repartir.progress import Reporter, reporter
 from repartir.progress import Told as ProgressTold
-from repartir.results import SweepResult, SweepRow
+from repartir.results import SweepResult
 from repartir.rows import Item, RowCall, Told, in_words
 from repartir.rungs import Halving
 from repartir.space import Space, as_points, label_of
 from repartir.streams import Seed, Seedlike, settled, takes_rng
+from repartir.sweeprow import SweepRow
 
 ON_ERROR = ("raise", "keep", "skip")
 

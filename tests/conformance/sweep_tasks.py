@@ -12,6 +12,8 @@ import numpy as np
 
 import repartir
 
+from .sync import Gate
+
 
 def loss(lr: float, depth: int, rng: np.random.Generator) -> dict[str, float]:
     return {"loss": (lr - 0.1) ** 2 + depth, "noise": rng.random()}
@@ -78,3 +80,9 @@ def trained(epochs: int, lr: float) -> float:
 
 def name_of(x: type) -> str:
     return x.__name__
+
+
+def waits_at(x: int, at: int, gate: Gate) -> int:
+    if x == at:
+        gate.wait()
+    return x

@@ -20,7 +20,7 @@ from repartir.streams import SWEEP
 from . import sweep_tasks as tasks
 from .conftest import Make
 from .kinds import only_fork, ours, workers
-from .sync import LIMIT_S, wait_until_asleep
+from .sync import LIMIT_S, GateKeeper, wait_until_asleep
 
 pytestmark = pytest.mark.any_start
 
@@ -179,6 +179,20 @@ class TestErrors:
             tasks.fails_twice, grid(x=[3], folder=[tmp_path]), executor=failing, on_error="keep"
         ).errors
         assert (row.attempts, type(row.error)) == (2, ValueError)
+
+
+@workers
+def test_rows_do_not_wait_for_a_long_one_behind_them(make: Make, gate: GateKeeper) -> None:
+    heard = []
+
+    def count(row: repartir.SweepRow) -> None:
+        heard.append(row)
+        if len(heard) == 30:
+            gate.open()
+
+    space = [{"x": x, "at": 30, "gate": gate.gate} for x in range(40)]
+    executor: Any = make(1)
+    assert results(sweep(tasks.waits_at, space, executor=executor, on_row=count)) == list(range(40))
 
 
 @workers

@@ -18,11 +18,19 @@ from repartir import (
     SerialExecutor,
     SharedArray,
     SharedMemoryFull,
+    SweepResult,
+    SweepRow,
     TaskNotSerializable,
     WorkerDied,
     current_executor,
+    grid,
+    halving,
+    latin_hypercube,
+    sampled,
     shared,
+    sweep,
     worker_state,
+    zipped,
 )
 from repartir.compat import AsyncResult, Pool
 
@@ -111,6 +119,20 @@ async def with_asyncio(executor: Executor, serial: SerialExecutor) -> None:
     async for value in executor.amap(double, [1, 2], buffersize=3):
         assert_type(value, float)
     assert_type([text async for text in serial.amap(join, coming(), ["b"], chunksize=2)], list[str])
+
+
+def sweeps(executor: Executor) -> None:
+    space = grid(lr=[0.1, 1], model={"a": double}) * zipped(n=[1, 2]) + sampled(3, lr=[1]) * latin_hypercube(
+        2, n=[1]
+    )
+    found = sweep(
+        double, space, repeats=2, seed=[1, 2], executor=executor.options(timeout=3), on_error="keep"
+    )
+    assert_type(found, SweepResult)
+    assert_type(found.rows, tuple[SweepRow, ...])
+    assert_type(found.best("loss", mode="max").mean, float)
+    assert_type([row.seconds for row in found], list[float])
+    sweep(double, [{"value": 1}], executor=SerialExecutor(), journal="run.db", rungs=halving("n", [1, 2]))
 
 
 def pools() -> None:

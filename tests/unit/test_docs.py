@@ -25,6 +25,7 @@ PAGES = (
     "docs/howto/nested.md",
     "docs/howto/notebooks.md",
     "docs/howto/priorities.md",
+    "docs/howto/sweeps.md",
 )
 NEEDS = {"docs/howto/dask.md": "dask", "docs/howto/from-joblib.md": "sklearn"}
 EXAMPLES = [

@@ -39,7 +39,7 @@ LAYERS = f"""
     pool
     borrowed
     functiondigest values durable checkpoints journalfile committer definitions journal journalreport journalmerge
-    params space plots results rungs rows sweeps
+    params space sweeprow tables plots results rungs rows sweeps
     moments sketch points student tally draws spans estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations

@@ -1,0 +1,55 @@
+"""One row of a sweep, and the metrics in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """One call of a sweep's function.
+
+    `params`: what it was called with, by name; labels where the space has labels.  `repeat`: from 0 on.  `result`: what it
+    returned, None if it raised `error`, whose `traceback` is text.  `seconds` it took, in `worker` (its number, None in this
+    process, or if that is not known), at the last of `attempts`.
+    """
+
+    params: dict[str, Any]
+    repeat: int
+    result: Any
+    error: BaseException | None
+    traceback: str | None
+    seconds: float
+    worker: int | None
+    attempts: int
+
+
+def sign_of(mode: str) -> int:
+    """1 where less is better, -1 where more is.  Raises ``ValueError`` for another mode than "min" and "max"."""
+    if mode not in ("min", "max"):
+        raise ValueError(f'mode must be "min" or "max", not {mode!r}')
+    return 1 if mode == "min" else -1
+
+
+def value_of(result: Any, metric: Any) -> float:
+    """The metric of a result; nan where it has none."""
+    if callable(metric):
+        value = metric(result)
+    elif metric is None:
+        value = result
+    else:
+        value = result.get(metric) if isinstance(result, Mapping) else None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def entries_of(result: Any) -> Mapping[Any, Any]:
+    """The entries of a result by their names; one that is no dict is called "result"."""
+    if isinstance(result, Mapping):
+        return result
+    return {} if result is None else {"result": result}
