@@ -41,9 +41,9 @@ _place: ContextVar[_Place | None] = ContextVar("checkpoint", default=None)
 def checkpoint(state: Any) -> None:
     """Keep ``state`` in place of the last one; on the disk when this returns.
 
-    In a task of a `sweep`: if it is killed, fails or its program ends, its next attempt gets the state from `restored`, also
-    in a later run with the same journal.  The state is forgotten once the task has a result.  One call takes as long as the
-    disk takes to write it, some milliseconds: call it every few seconds, not every step.
+    In a task of a `sweep`: if it is killed or fails, its next attempt gets the state from `restored`; if its program ends,
+    its attempt in the next run with the same journal does.  The state is forgotten once the task has a result.  One call
+    takes as long as the disk takes to write it, some milliseconds: call it every few seconds, not every step.
 
     Args:
         state: what pickle can copy; arrays, random generators and dicts of them can.
@@ -100,6 +100,19 @@ def checkpointing(folder: str, name: str) -> Iterator[None]:
         yield
     finally:
         _place.reset(token)
+
+
+@contextlib.contextmanager
+def passing_folder() -> Iterator[str]:
+    """A folder for the states of a run without a journal, which goes with it; made when the first state is kept."""
+    import shutil
+    import tempfile
+
+    folder = os.path.join(tempfile.gettempdir(), f"repartir-{os.getpid()}-{os.urandom(8).hex()}")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def row_name(key: bytes, repeat: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from repartir.borrowed import AnyExecutor, check_executor, executor_for
+from repartir.checkpoints import passing_folder
 from repartir.errors import Interrupted
 from repartir.journal import Journal, OnChange
 from repartir.ledger import name_of
@@ -87,7 +88,8 @@ def sweep(
             if seed is None and isinstance(space, Space):
                 points = _points(fn, space, known.seed, rungs)
             settled_seed = known.seed
-        call = RowCall(fn, settled_seed, takes_rng=takes_rng(fn))
+        folder = kept.enter_context(passing_folder()) if known is None else known.checkpoints
+        call = RowCall(fn, settled_seed, takes_rng=takes_rng(fn), checkpoints=folder)
         run = _Run(call, repeats, on_error, on_row, shown, known)
         try:
             with shown, executor_for(executor) as ex:
