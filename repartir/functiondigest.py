@@ -16,11 +16,13 @@ version of Python only; for what is written in C, name and version.
 from __future__ import annotations
 
 import ast
+import contextlib
 import enum
 import functools
 import linecache
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -30,8 +32,9 @@ import numpy as np
 
 from repartir.pickler import blake2b, global_names
 
+_NAMELESS = ("<string>", "<stdin>")  # of every `exec`, and of code that dataclasses generate
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...), np.generic)
-_DEPTH = 20  # of what a function carries
+_DEPTH = 50  # of what a function carries
 _MEMBERS = 10_000  # of a container that is looked at for functions
 _INSTALLED = ("<frozen ", os.path.dirname(os.__file__) + os.sep)
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
@@ -60,6 +63,7 @@ def describe_function(fn: Callable[..., Any]) -> FunctionDescription:
     if isinstance(innermost, FunctionType | type):
         reader.homes.append(_globals_of(innermost))
     reader.carry("the function", fn)
+    reader.read_all()
     hashed = blake2b(digest_size=16)
     for part in sorted(reader.forms):
         for text in (part, reader.forms[part]):
@@ -76,8 +80,12 @@ class _Reader:
         self.forms: dict[str, str] = {}
         self.texts: dict[str, str] = {}
         self._seen: dict[int, Any] = {}  # id → the object, which so keeps its id
-        self._open: list[int] = []
+        self._open: list[int] = []  # the values that the one at hand is in
+        self._unread: deque[FunctionType | type] = deque()
         self._trees: dict[str, ast.Module | None] = {}
+        self._functions: dict[
+            str, dict[tuple[int, str], ast.AST]
+        ] = {}  # file → first line and name → its node
 
     def _add(self, part: str, form: str, text: str) -> None:
         name, number = part, 1
@@ -96,12 +104,29 @@ class _Reader:
 
     # ── functions and classes
 
-    def _function(self, fn: FunctionType) -> str:
-        """Add ``fn`` with all that it names and carries; its reference in the form of others."""
+    def read_all(self) -> None:
+        """Add the functions and classes that were met, and those that they lead to."""
+        while self._unread:
+            found = self._unread.popleft()
+            if isinstance(found, type):
+                self._read_class(found)
+            else:
+                self._read_function(found)
+
+    def _meet(self, found: FunctionType | type) -> str:
+        """Have it read later; how the forms of others refer to it."""
+        if id(found) not in self._seen:
+            self._seen[id(found)] = found
+            self._unread.append(found)
+        return (
+            f"class {found.__qualname__}"
+            if isinstance(found, type)
+            else f"function {found.__code__.co_qualname}"
+        )
+
+    def _read_function(self, fn: FunctionType) -> None:
+        """Add ``fn`` with all that it names and carries."""
         name = fn.__code__.co_qualname
-        if id(fn) in self._seen:
-            return f"function {name}"
-        self._seen[id(fn)] = fn
         node = self._node_of(fn.__code__)
         if node is None:
             self._add_bytecode(name, fn.__code__)
@@ -119,17 +144,14 @@ class _Reader:
         wrapped = getattr(fn, "__wrapped__", None)
         if wrapped is not None:
             self.carry(f"{name}, wrapped", wrapped)
-        return f"function {name}"
 
     def _captures(self, fn: FunctionType) -> None:
         for variable, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=False):
             self.carry(f"{fn.__code__.co_qualname}, captured {variable}", _cell(cell))
 
-    def _class(self, cls: type) -> str:
+    def _read_class(self, cls: type) -> None:
+        """Add ``cls`` with all that it and its methods name."""
         name = cls.__qualname__
-        if id(cls) in self._seen:
-            return f"class {name}"
-        self._seen[id(cls)] = cls
         names = _globals_of(cls)
         node = self._class_node(cls)
         if node is None:
@@ -144,9 +166,8 @@ class _Reader:
                 self._seen[id(method)] = method  # its source stands in that of its class
                 self._names(global_names(method.__code__), names)
                 self._captures(method)
-        for base in cls.__mro__[1:]:
+        for base in (type(cls), *cls.__mro__[1:]):
             self._named(base.__qualname__, base, names)
-        return f"class {name}"
 
     def _names(self, names: Mapping[str, None], where: Mapping[str, Any]) -> None:
         for name in names:
@@ -155,13 +176,15 @@ class _Reader:
 
     def _named(self, name: str, value: Any, where: Mapping[str, Any]) -> None:
         """A global of the file whose names are ``where``."""
-        if isinstance(value, enum.Enum) or _globals_of(type(value)) is where:
-            self._named(type(value).__qualname__, type(value), where)
+        if isinstance(value, type):
+            if _globals_of(value) is where:
+                self._meet(value)
+        elif isinstance(value, enum.Enum):
+            self._add(f"{name} =", self._carried(value), f"{name} = {value}")
+        elif _globals_of(type(value)) is where:
+            self._meet(type(value))
         elif _is_atomic(value):
             self._add(f"{name} =", self._carried(value), f"{name} = {value!r:.500}")
-        elif isinstance(value, type):
-            if _globals_of(value) is where:
-                self._class(value)
         elif isinstance(value, list | tuple | set | frozenset | dict):
             self._members(name, value, where)
         elif callable(value) and any(_globals_of(fn) is where for fn in _functions_behind(value)):
@@ -196,7 +219,7 @@ class _Reader:
             is_ours = any(_globals_of(value) is home for home in self.homes) or not _is_installed(value)
             if not is_ours:
                 return self._foreign(value)
-            return self._class(value) if isinstance(value, type) else self._function(value)
+            return self._meet(value)
         if isinstance(value, ModuleType):
             return f"module {value.__name__}"
         if isinstance(value, BuiltinFunctionType | np.ufunc):
@@ -254,11 +277,11 @@ class _Reader:
 
     def _tree(self, filename: str) -> ast.Module | None:
         if filename not in self._trees:
-            linecache.checkcache(filename)
-            try:
-                self._trees[filename] = ast.parse("".join(linecache.getlines(filename)))
-            except (SyntaxError, ValueError):  # not Python: a template, say
-                self._trees[filename] = None
+            self._trees[filename] = None
+            if filename not in _NAMELESS:
+                linecache.checkcache(filename)
+                with contextlib.suppress(SyntaxError, ValueError):  # not Python: a template, say
+                    self._trees[filename] = ast.parse("".join(linecache.getlines(filename)))
         return self._trees[filename]
 
     def _node_of(self, code: CodeType) -> ast.AST | None:
@@ -267,14 +290,13 @@ class _Reader:
             return None
         if code.co_name == "<lambda>":
             return _lambda_of(code, tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.co_name:
-                if (
-                    min([node.lineno, *(outer.lineno for outer in node.decorator_list)])
-                    == code.co_firstlineno
-                ):
-                    return node
-        return None
+        if code.co_filename not in self._functions:
+            self._functions[code.co_filename] = {
+                (min([node.lineno, *(outer.lineno for outer in node.decorator_list)]), node.name): node
+                for node in ast.walk(tree)
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+        return self._functions[code.co_filename].get((code.co_firstlineno, code.co_name))
 
     def _class_node(self, cls: type) -> ast.ClassDef | None:
         files = [

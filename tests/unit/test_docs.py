@@ -21,6 +21,7 @@ PAGES = (
     "docs/howto/from-joblib.md",
     "docs/howto/from-multiprocessing-pool.md",
     "docs/howto/from-process-pool-executor.md",
+    "docs/howto/journal.md",
     "docs/howto/maps.md",
     "docs/howto/nested.md",
     "docs/howto/notebooks.md",

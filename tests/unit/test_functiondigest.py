@@ -212,6 +212,10 @@ def test_a_cell_that_runs_again_counts_as_it_is_now(describe: Callable[..., Func
             "import enum\nclass E(enum.Enum):\n    A = 1\nMODE = E.A\ndef f(x): return MODE",
             "import enum\nclass E(enum.Enum):\n    A = 2\nMODE = E.A\ndef f(x): return MODE",
         ),
+        (
+            "import enum\nclass E(enum.Enum):\n    A = 1\n    B = 2\nMODE = E.A\ndef f(x): return MODE",
+            "import enum\nclass E(enum.Enum):\n    A = 1\n    B = 2\nMODE = E.B\ndef f(x): return MODE",
+        ),
         ("def f(x): return [y for y in x if y]", "def f(x): return [y for y in x if not y]"),
         (
             "def f(x):\n    def g(): return 1\n    return g()",
@@ -244,6 +248,24 @@ def test_a_class_without_methods_is_found_in_its_cell(describe: Callable[..., Fu
 def test_functions_that_name_each_other_end(describe: Callable[..., FunctionDescription]) -> None:
     found = describe("def g(x): return f(x)\ndef f(x): return g(x)")
     assert sorted(found.parts) == ["f", "g"]
+
+
+def test_however_long_the_way_is_all_is_read(describe: Callable[..., FunctionDescription]) -> None:
+    chain = [f"def f{number}(x): return f{number + 1}(x)" for number in range(300)]
+    found = [
+        describe(*chain, last, name="f0") for last in ("def f300(x): return x", "def f300(x): return -x")
+    ]
+    assert len(found[0].parts) == 301
+    assert found[0].digest != found[1].digest
+
+
+def test_a_class_of_a_class_of_the_file_is_read(describe: Callable[..., FunctionDescription]) -> None:
+    program = "class Meta(type):\n    a = 1\nclass C(metaclass=Meta):\n    b = 1\ndef f(x): return C"
+    digests = {
+        describe(program.replace(old, new)).digest
+        for old, new in (("", ""), ("a = 1", "a = 2"), ("b = 1", "b = 2"))
+    }
+    assert len(digests) == 3
 
 
 def test_an_object_that_contains_itself_ends(describe: Callable[..., FunctionDescription]) -> None:
