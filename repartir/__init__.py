@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from repartir import shared
+    from repartir.checkpoints import checkpoint, restored
     from repartir.errors import (
         Interrupted,
         JournalMismatch,
@@ -53,11 +54,13 @@ __all__ = [
     "TaskTimeout",
     "WorkerDied",
     "__version__",
+    "checkpoint",
     "current_executor",
     "grid",
     "halving",
     "latin_hypercube",
     "monte_carlo",
+    "restored",
     "rng",
     "sampled",
     "shared",
@@ -76,11 +79,13 @@ _HOMES = {
     "SharedArray": "shared",
     "SweepResult": "results",
     "SweepRow": "sweeprow",
+    "checkpoint": "checkpoints",
     "current_executor": "nested",
     "grid": "space",
     "halving": "rungs",
     "latin_hypercube": "space",
     "monte_carlo": "montecarlo",
+    "restored": "checkpoints",
     "rng": "streams",
     "sampled": "space",
     "sweep": "sweeps",

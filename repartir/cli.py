@@ -1,4 +1,4 @@
-"""The command line: `repartir demo`, `repartir bench`.
+"""The command line: `repartir demo`, `repartir bench`, `repartir journal`.
 
 Exit codes: 0 all went well, 1 it ran and failed, 2 it was called wrongly or cannot run here, 130 interrupted
 by Ctrl-C. Each command imports what it needs only when it runs.
@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from repartir import journalcli
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "bench":
             return bench(rest)
+        if args.command == "journal":
+            return journalcli.run(args)
         return demo(args)
     except KeyboardInterrupt:
         print("repartir: interrupted", file=sys.stderr)
@@ -62,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
+    journalcli.add_commands(commands)
     return parser
 
 

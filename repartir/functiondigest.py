@@ -18,7 +18,6 @@ from __future__ import annotations
 import ast
 import enum
 import functools
-import hashlib
 import linecache
 import os
 import sys
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from repartir.pickler import global_names
+from repartir.pickler import blake2b, global_names
 
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...), np.generic)
 _DEPTH = 20  # of what a function carries
@@ -61,7 +60,7 @@ def describe_function(fn: Callable[..., Any]) -> FunctionDescription:
     if isinstance(innermost, FunctionType | type):
         reader.homes.append(_globals_of(innermost))
     reader.carry("the function", fn)
-    hashed = hashlib.blake2b(digest_size=16)
+    hashed = blake2b(digest_size=16)
     for part in sorted(reader.forms):
         for text in (part, reader.forms[part]):
             data = text.encode("utf-8", "backslashreplace")
@@ -284,17 +283,24 @@ class _Reader:
             for fn in _functions_in(member)
             if fn.__qualname__.startswith(f"{cls.__qualname__}.") and fn.__code__.co_filename != "<string>"
         ]
-        files.append(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
+        home = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        files += _cells() if home is None else [home]
         for filename in files:
-            tree = self._tree(filename) if filename else None
+            tree = self._tree(filename)
             if tree is not None and (found := _class_in(tree, cls.__qualname__.split("."))):
                 return found
         return None
 
     def _add_bytecode(self, name: str, code: CodeType) -> None:
         form = f"{_PYTHON} {_bytecode(code)}"
-        digest = hashlib.blake2b(form.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+        digest = blake2b(form.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
         self._add(name, form, f"<no source: bytecode {digest} of {_PYTHON}>")
+
+
+def _cells() -> list[str]:
+    """The cells of a notebook, the last first: sources without a file."""
+    entries = reversed(list(linecache.cache.items()))
+    return [filename for filename, entry in entries if len(entry) == 4 and entry[1] is None]
 
 
 def _innermost(fn: Any) -> Any:
@@ -317,6 +323,10 @@ def _globals_of(value: Any) -> Mapping[str, Any]:
         return value.__globals__
     if not isinstance(value, type):
         value = type(value)
+    for member in vars(value).values():
+        for fn in _functions_in(member):
+            if fn.__module__ == value.__module__:
+                return fn.__globals__
     module = sys.modules.get(value.__module__)
     return {} if module is None else vars(module)
 
@@ -327,12 +337,14 @@ def _name_of(fn: Any) -> str:
 
 
 def _is_installed(value: FunctionType | type) -> bool:
-    """Whether it came with Python or a package, so that it counts by name."""
-    if isinstance(value, FunctionType):
-        filename: str | None = value.__code__.co_filename
-    else:
+    """Whether it came with Python or a package, or is written in C, so that it counts by name."""
+    if isinstance(value, type):
+        members = (fn.__code__.co_filename for member in vars(value).values() for fn in _functions_in(member))
         module = sys.modules.get(value.__module__)
-        filename = "<main>" if value.__module__ == "__main__" else getattr(module, "__file__", None)
+        home = "<main>" if value.__module__ == "__main__" else getattr(module, "__file__", None)
+        filename = home or next(members, None)
+    else:
+        filename = value.__code__.co_filename
     return (
         filename is None or filename.startswith(_INSTALLED) or any(folder in filename for folder in _PACKAGES)
     )
@@ -372,7 +384,7 @@ def _functions_behind(value: Any) -> Iterator[Any]:
 
 def _bytes_digest(array: np.ndarray[Any, Any]) -> str:
     data = np.ascontiguousarray(array).view(np.uint8).data if array.size else b""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def _is_atomic(value: Any) -> bool:

@@ -85,6 +85,7 @@ class Journal:
         self._lineage = lineage
         self._run = run
         self._pid = os.getpid()
+        self._limit_bytes = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) - _ROW_BYTES
         self._is_closed = False
         self._committer: Committer[tuple[Any, ...]] = Committer(self._write)
         atexit.register(self.close)
@@ -179,22 +180,40 @@ class Journal:
     ) -> None:
         """Have a row written soon, within half a second; a failed one is told, but runs again next time.
 
-        ``labels``: names that stand for parameters in lists.  Raises ``TypeError`` for a value that nothing can pickle, and
-        `JournalError` if rows recorded before could not be written, which are kept for `flush` to try again.
+        ``labels``: names that stand for parameters in lists.  Raises `TaskNotSerializable` for a value that nothing can
+        pickle, ``ValueError`` for one of a gigabyte, and `JournalError` if rows recorded before could not be written, which
+        are kept for `flush` to try again.
         """
         if self._is_closed or os.getpid() != self._pid:
             raise JournalError(
                 f"the journal {self.path} is closed, or was opened before this process was forked"
             )
+        # Types that SQLite knows, here rather than in the thread that writes
+        known = (float(seconds), None if worker is None else int(worker), int(attempts))
         stored_params = values.dumps(params, "the parameters of a row")
         stored_labels = values.dumps(dict(labels)) if labels else "{}"
         text = None if error is None else _error_text(error)
         stored = None if error is not None else values.dumps(result, f"the result of the row {params!r:.200}")
         row = (
-            *(self._lineage, key, repeat, self._run, time.time(), stored_params, stored_labels, stored),
-            *(text, traceback, seconds, worker, attempts),
+            *(
+                self._lineage,
+                bytes(key),
+                int(repeat),
+                self._run,
+                time.time(),
+                stored_params,
+                stored_labels,
+                stored,
+            ),
+            *(text, None if traceback is None else _storable(traceback), *known),
         )
-        self._committer.add(row, _ROW_BYTES + len(stored_params) + len(stored or "") + len(traceback or ""))
+        size_bytes = _ROW_BYTES + len(stored_params) + len(stored or "") + len(traceback or "")
+        if size_bytes > self._limit_bytes:
+            raise ValueError(
+                f"the result of the row {params!r:.200} takes {size_bytes} bytes, and a row of a journal has room for "
+                f"{self._limit_bytes}: write it to a file of its own in the task, and return its path"
+            )
+        self._committer.add(row, size_bytes)
 
     def flush(self) -> None:
         """Return when all that was recorded is on the disk.  `JournalError` if it cannot be written."""
@@ -249,6 +268,11 @@ def checkpoint_folder(real: str, lineage: int) -> str:
     return os.path.join(f"{real}.checkpoints", str(lineage))
 
 
+def checkpoint_name(key: bytes, repeat: int) -> str:
+    """What a row's checkpoint is called in that folder, so that `repartir journal vacuum` knows whose it is."""
+    return f"{key.hex()}-{repeat}"
+
+
 def _settle(
     connection: sqlite3.Connection,
     real: str,
@@ -269,7 +293,7 @@ def _settle(
             raise JournalMismatch(
                 f"the journal {real} holds {count} results that this run would not give: {known.difference(wanted)}\n"
                 'Run with on_change="rerun" to compute them anew, with on_change="reuse" if they are right nevertheless (or '
-                'give the function a version="…" of your own and change it only when results change), or with another journal.'
+                'give the function a version="…" of your own, to be changed when results change), or with another journal.'
             )
         if on_change != "reuse":
             shutil.rmtree(checkpoint_folder(real, lineage), ignore_errors=True)
@@ -316,4 +340,9 @@ def _error_text(error: BaseException) -> str:
         text = str(error)
     except Exception:  # noqa: BLE001 - users' code
         text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return _storable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def _storable(text: str) -> str:
+    """Text as UTF-8 has it: names of files may be none."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from repartir import durable
 from repartir.errors import JournalError
 
 APPLICATION_ID = 0x5250_4A31  # "RPJ1"
@@ -49,8 +50,8 @@ PRAGMA user_version = {FORMAT};
 CREATE TABLE definitions (id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, function TEXT NOT NULL, digest TEXT NOT NULL,
     parts TEXT NOT NULL, version TEXT, seed TEXT NOT NULL, noted REAL NOT NULL);
 CREATE TABLE runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, definition INTEGER NOT NULL,
-    host TEXT NOT NULL, user TEXT NOT NULL, pid INTEGER NOT NULL, command TEXT NOT NULL, repartir TEXT NOT NULL, python TEXT NOT NULL,
-    numpy TEXT NOT NULL);
+    host TEXT NOT NULL, user TEXT NOT NULL, pid INTEGER NOT NULL, command TEXT NOT NULL,
+    repartir TEXT NOT NULL, python TEXT NOT NULL, numpy TEXT NOT NULL);
 CREATE TABLE rows (id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, key BLOB NOT NULL, repeat INTEGER NOT NULL,
     run INTEGER NOT NULL, finished REAL NOT NULL, params NOT NULL, labels NOT NULL, result, error TEXT, traceback TEXT,
     seconds REAL NOT NULL, worker INTEGER, attempts INTEGER NOT NULL, UNIQUE (lineage, key, repeat));
@@ -103,7 +104,10 @@ def check_mark(real: str) -> bool:
 
 
 def connect(real: str, *, writable: bool) -> sqlite3.Connection:
-    """A connection to a file that `check_mark` found to be a journal, its pages checked.  `JournalError` if broken."""
+    """A connection to a file that `check_mark` found to be a journal; `JournalError` if broken.
+
+    All pages are checked before anything is written.
+    """
     mode = "rw" if writable else "ro"
     connection = None
     try:
@@ -114,9 +118,10 @@ def connect(real: str, *, writable: bool) -> sqlite3.Connection:
             isolation_level=None,
             check_same_thread=False,
         )
-        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
+        check = "PRAGMA quick_check(1)" if writable else "SELECT 'ok' FROM definitions"
+        found = connection.execute(check).fetchone()
+        if found not in (None, ("ok",)):
+            raise sqlite3.DatabaseError(found[0])
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
@@ -139,9 +144,23 @@ def create(real: str) -> None:
         raise JournalError(f"the journal {real} cannot be made: {error}") from error
     finally:
         for left in (new, f"{new}-journal"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(left)
-    sync_folder(os.path.dirname(real))
+            durable.remove(left)
+    durable.sync_folder(os.path.dirname(real))
+
+
+@contextlib.contextmanager
+def reader(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
+    """A connection that only reads, also while a run writes.  `JournalError` if there is no journal, or it is broken."""
+    real = real_path(path)
+    with _held_mutex:
+        is_ours = real in _held  # not opened here: to close it would let go of SQLite's locks
+    if not is_ours and not check_mark(real):
+        raise JournalError(f"there is no journal {real}")
+    with contextlib.closing(connect(real, writable=False)) as connection:
+        try:
+            yield connection
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {real} cannot be read: {error}") from error
 
 
 def writer(real: str) -> sqlite3.Connection:
@@ -157,15 +176,6 @@ def writer(real: str) -> sqlite3.Connection:
     return connection
 
 
-def sync_folder(folder: str) -> None:
-    """Make names that were made or changed in ``folder`` survive power loss."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def set_log(connection: sqlite3.Connection, *, network: bool) -> str:
     """Choose how commits survive power loss; the journal mode that SQLite then has."""
     connection.execute("PRAGMA synchronous = FULL")
@@ -175,7 +185,7 @@ def set_log(connection: sqlite3.Connection, *, network: bool) -> str:
 
 def close(connection: sqlite3.Connection) -> None:
     """End the writer's connection: one file at rest, unless a reader holds the WAL."""
-    with contextlib.closing(connection), contextlib.suppress(sqlite3.OperationalError):
+    with contextlib.closing(connection), contextlib.suppress(sqlite3.Error):
         connection.execute("PRAGMA busy_timeout = 0")
         connection.execute("PRAGMA journal_mode = DELETE")
 
@@ -262,8 +272,7 @@ class FileLock:
 
     def release(self) -> None:
         with _held_mutex:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
+            durable.remove(self.path)
             os.close(self._fd)
             _held.discard(self._real)
 

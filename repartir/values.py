@@ -28,6 +28,7 @@ import cloudpickle
 import numpy as np
 
 from repartir.diagnosis import describe, first_failure, is_interruption
+from repartir.errors import TaskNotSerializable
 
 Stored = str | bytes
 
@@ -43,7 +44,7 @@ _Form = Callable[[Any, "_Encoder"], Any]
 
 
 def dumps(value: Any, what: str = "the value") -> Stored:
-    """``value`` in its stored form.  ``TypeError``, which begins with ``what``, if nothing can pickle a part of it."""
+    """``value`` in its stored form.  `TaskNotSerializable`, which begins with ``what``, if nothing can."""
     encoder = _Encoder()
     try:
         try:
@@ -54,12 +55,7 @@ def dumps(value: Any, what: str = "the value") -> Stored:
     except Exception as error:  # users' code runs while pickling, so anything may come out
         if is_interruption(error):
             raise
-        path, reason = first_failure(value, _pickled) or ([], describe(error))
-        part = f": {', '.join(path)}" if path else ""
-        raise TypeError(
-            f"{what} ({type(value).__name__}) cannot be stored{part}: {reason}. Use numbers, strings, arrays, lists and "
-            "dicts of those, or what pickle can copy."
-        ) from error
+        raise _refusal(value, what, error) from error
     text = json.dumps(form, separators=(",", ":"), allow_nan=False)
     if not encoder.pieces:
         return text
@@ -76,6 +72,25 @@ def readable(stored: Stored) -> Any:
     """The value as JSON has it: arrays as nested lists, pickles as "<pickle, N bytes>".  Nothing is unpickled."""
     form, pieces = _split(stored)
     return _Reader(pieces).value(form)
+
+
+def pickled(value: Any, what: str) -> bytes:
+    """``value`` pickled, by cloudpickle where plain pickle fails.  `TaskNotSerializable` if both do."""
+    try:
+        return _pickled(value)
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        raise _refusal(value, what, error) from error
+
+
+def _refusal(value: Any, what: str, error: BaseException) -> TaskNotSerializable:
+    path, reason = first_failure(value, _pickled) or ([], describe(error))
+    part = f": {', '.join(path)}" if path else ""
+    return TaskNotSerializable(
+        f"{what} ({type(value).__name__}) cannot be stored{part}: {reason}. Use numbers, strings, arrays, lists and dicts "
+        "of those, or what pickle can copy."
+    )
 
 
 class _Encoder:

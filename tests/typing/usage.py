@@ -160,6 +160,11 @@ def errors(future: Future[int]) -> int | None:
     return None
 
 
+def resume(step: int) -> object:
+    repartir.checkpoint({"step": step})
+    return repartir.restored()
+
+
 def nested() -> concurrent.futures.Executor:
     return current_executor()
 

@@ -38,14 +38,14 @@ LAYERS = f"""
     messaging
     pool
     borrowed
-    functiondigest checkpoints values journalfile committer definitions journal
+    functiondigest values durable checkpoints journalfile committer definitions journal journalreport journalmerge
     params space sweeprow tables plots results rungs rows sweeps
     moments sketch points student tally draws spans estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}
     data demo demo.series demo.forecast demo.option demo.study demo.report demo.run
-    cli __main__
+    journalcli cli __main__
 """.split()
 RANK = {name: rank for rank, name in enumerate(LAYERS)}
 UNRULED = {PACKAGE, "cli", "__main__"}
