@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from repartir import definitions, journalfile, streams, values
+from repartir import checkpoints, definitions, journalfile, streams, values
 from repartir.committer import Committer
 from repartir.definitions import Definition
 from repartir.errors import JournalError, JournalMismatch
@@ -34,6 +34,8 @@ OnChange = Literal["raise", "rerun", "reuse"]
 Key = tuple[bytes, int]
 """16 bytes that stand for the parameters of a row, and its repeat."""
 
+_KEY, _REPEAT, _RESULT = 1, 2, 7
+"""Where these are in a row."""
 _ON_CHANGE = ("raise", "rerun", "reuse")
 _ROW_BYTES = 500  # of a row besides its values
 # What has finished is not undone by an attempt that failed.
@@ -255,6 +257,10 @@ class Journal:
                 self._connection.executemany(_RECORD, rows)
         except sqlite3.Error as error:
             raise self._cannot_write(error) from error
+        if os.path.isdir(self.checkpoints):
+            for row in rows:
+                if row[_RESULT] is not None:
+                    checkpoints.forget(self.checkpoints, checkpoints.name_of_row(row[_KEY], row[_REPEAT]))
 
     def _cannot_write(self, error: sqlite3.Error) -> JournalError:
         return JournalError(

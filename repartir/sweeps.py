@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from repartir.borrowed import AnyExecutor, check_executor, executor_for
+from repartir.checkpoints import temporary_folder
 from repartir.errors import Interrupted
 from repartir.journal import Journal, OnChange
 from repartir.ledger import name_of
@@ -79,15 +80,17 @@ def sweep(
     shown = reporter(progress, f"sweep of {name_of(fn)}", repeats * _count(rungs, len(points)))
     with contextlib.ExitStack() as kept:
         known = None
-        if journal is not None:
+        if journal is None:
+            folder = kept.enter_context(temporary_folder())
+        else:
             given = None if seed is None else settled_seed
             known = kept.enter_context(
                 Journal.open(journal, fn, seed=given, version=version, on_change=on_change)
             )
             if seed is None and isinstance(space, Space):
                 points = _points(fn, space, known.seed, rungs)
-            settled_seed = known.seed
-        call = RowCall(fn, settled_seed, takes_rng=takes_rng(fn))
+            settled_seed, folder = known.seed, known.checkpoints
+        call = RowCall(fn, settled_seed, folder, takes_rng=takes_rng(fn))
         run = _Run(call, repeats, on_error, on_row, shown, known)
         try:
             with shown, executor_for(executor) as ex:
