@@ -53,15 +53,15 @@ def moments_of(columns: Array, blocks: tuple[Block, ...] = (), totals: Array | N
             0, zeros, zeros, zeros, tuple(Product(at, np.zeros((end - at,) * 2)) for at, end in blocks)
         )
     if columns.dtype == np.bool_ and not blocks:
-        counts = _plain(np.count_nonzero(columns, axis=1).astype(float))
+        counts = _plain(np.array([float(np.count_nonzero(row)) for row in columns]))
         return Moments(n, counts / n, counts * 0.0, counts * (n - counts) / n)
     with np.errstate(all="ignore"):  # what is infinite has no spread: the estimate shows it
         values = columns.astype(float, copy=False)
         mean = (values.sum(axis=1) if totals is None else totals) / n
         deviations = values - mean[:, None]
         low = deviations.sum(axis=1) / n
-        m2 = np.square(deviations).sum(axis=1) - n * low * low
         products = tuple(Product(at, _products(deviations[at:end], low[at:end])) for at, end in blocks)
+        m2 = np.square(deviations, out=deviations).sum(axis=1) - n * low * low
     return Moments(n, _plain(mean), _plain(low), _plain(m2), products)
 
 

@@ -38,7 +38,7 @@ LAYERS = f"""
     messaging
     pool
     params functiondigest checkpoints journal space results plots halving sweep moments sketch points
-    student tally draws spans estimate montecarlo
+    student tally heap draws spans estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}
