@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,13 @@ import pytest
 import repartir
 from repartir import points
 from repartir.points import Antithetic, Plan, Sobol, Streams, batches_of
+
+
+@pytest.fixture(scope="module")
+def scipy() -> Any:
+    """Loaded in no test's own time."""
+    return pytest.importorskip("scipy.stats")
+
 
 PLANS = [Streams(None), Streams(100), Antithetic(None, 2), Antithetic(10, 2), Sobol(2, None), Sobol(2, 8)]
 
@@ -52,8 +60,7 @@ def test_antithetic_points_are_partners_in_the_open_cube() -> None:
     assert u.max() < 1
 
 
-def test_sobol_points_go_on_where_they_ended_and_are_in_the_open_cube() -> None:
-    pytest.importorskip("scipy")
+def test_sobol_points_go_on_where_they_ended_and_are_in_the_open_cube(scipy: Any) -> None:
     whole = points.sobol(repartir.rng(1), 256, 3)
     assert np.array_equal(points.sobol(repartir.rng(1), 128, 3, begin=128), whole[128:])
     assert whole.min() > 0
@@ -61,8 +68,7 @@ def test_sobol_points_go_on_where_they_ended_and_are_in_the_open_cube() -> None:
     assert not np.array_equal(points.sobol(repartir.rng(2), 256, 3), whole)
 
 
-def test_what_a_plan_draws_is_what_its_replay_says() -> None:
-    pytest.importorskip("scipy")
+def test_what_a_plan_draws_is_what_its_replay_says(scipy: Any) -> None:
     for plan, batch in itertools.product([Antithetic(None, 2), Sobol(2, None)], [0, 33, 70]):
         n = sizes(plan, batch + 1)[-1]
         (call,) = plan.calls(7, batch, n)
