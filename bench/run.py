@@ -34,6 +34,7 @@ NAMES = (
     "array_steady",
     "array_threshold",
     "joblib_backend",
+    "monte_carlo",
     "faults",
     "reliability",
 )

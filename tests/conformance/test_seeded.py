@@ -149,6 +149,7 @@ def test_so_are_those_of_other_numbers_of_workers(make: Make, count: int) -> Non
     assert monte_carlo(tasks.mixture, 3_000, seed=7, executor=make(count)) == expected
 
 
+@pytest.mark.slow  # each process loads scipy
 @only_fork
 def test_points_and_controls_are_the_same_too(ex: Any) -> None:
     pytest.importorskip("scipy")
