@@ -35,6 +35,7 @@ NAMES = (
     "array_threshold",
     "joblib_backend",
     "sweeps",
+    "monte_carlo",
     "faults",
     "reliability",
 )

@@ -7,43 +7,53 @@ any moment leaves the state before or the state after.  A digest tells a broken 
 from __future__ import annotations
 
 import contextlib
+import glob
+import itertools
 import logging
 import os
 import pickle
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from repartir import durable
 from repartir.diagnosis import describe, is_interruption
 from repartir.pickler import blake2b
+from repartir.streams import Place, place_of_task
 
 _MAGIC = b"RPC1"
 _DIGEST_BYTES = 16
 _SUFFIX = ".checkpoint"
+_FOLDERS = "repartir-checkpoints-"
+_numbers = itertools.count()
 _log = logging.getLogger("repartir")
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the running task keeps its state; threads of one task write one after the other."""
+class _Kept:
+    """Where the task at ``place`` keeps its state; threads of one task write one after the other."""
 
     folder: str
     name: str
+    place: Place
     mutex: threading.Lock = field(default_factory=threading.Lock)
 
 
-_place: ContextVar[_Place | None] = ContextVar("checkpoint", default=None)
+_kept: ContextVar[_Kept | None] = ContextVar("checkpoint", default=None)
 
 
 def checkpoint(state: Any) -> None:
     """Keep ``state`` in place of the last one; on the disk when this returns.
 
-    In a task of a `sweep`: if it is killed or fails, its next attempt gets the state from `restored`; if its program ends,
-    its attempt in the next run with the same journal does.  The state is forgotten once the task has a result.  One call
-    takes as long as the disk takes to write it, some milliseconds: call it every few seconds, not every step.
+    In a task of a `sweep`: if it is killed, fails or its program ends, its next attempt gets the state from `restored`, also
+    in a later run with the same journal.  The state is forgotten once the task has a result.  One call takes as long as the
+    disk takes to write it, some milliseconds: call it every few seconds, not every step.
 
     Args:
         state: what pickle can copy; arrays, random generators and dicts of them can.
@@ -53,12 +63,12 @@ def checkpoint(state: Any) -> None:
     """
     from repartir import values  # loads more than `import repartir` may
 
-    place = _here("checkpoint(state)")
+    kept = _here("checkpoint(state)")
     data = values.pickled(state, "the state")
     digest = blake2b(data, digest_size=_DIGEST_BYTES).digest()
-    with place.mutex:
-        os.makedirs(place.folder, exist_ok=True)
-        durable.write(_path(place.folder, place.name), (_MAGIC, digest, data))
+    with kept.mutex:
+        os.makedirs(kept.folder, exist_ok=True)
+        durable.write(_path(kept.folder, kept.name), (_MAGIC, digest, data))
 
 
 def restored() -> Any:
@@ -66,8 +76,8 @@ def restored() -> Any:
 
     A file that is broken counts as none, and is logged.  ``RuntimeError`` elsewhere than in a task of a `sweep`.
     """
-    place = _here("restored()")
-    path = _path(place.folder, place.name)
+    kept = _here("restored()")
+    path = _path(kept.folder, kept.name)
     try:
         with open(path, "rb") as file:
             head = file.read(len(_MAGIC) + _DIGEST_BYTES)
@@ -95,28 +105,46 @@ def checkpointing(folder: str, name: str) -> Iterator[None]:
     """
     if not name or name != os.path.basename(name):
         raise ValueError(f"the name of a checkpoint must be one of a file, not {name!r}")
-    token = _place.set(_Place(folder, name))
+    token = _kept.set(_Kept(folder, name, place_of_task()))
     try:
         yield
     finally:
-        _place.reset(token)
+        _kept.reset(token)
 
 
 @contextlib.contextmanager
-def passing_folder() -> Iterator[str]:
-    """A folder for the states of a run without a journal, which goes with it; made when the first state is kept."""
-    import shutil
-    import tempfile
+def temporary_folder() -> Iterator[str]:
+    """A folder for one call's states, which is made when the first is kept and goes with the call.
 
-    folder = os.path.join(tempfile.gettempdir(), f"repartir-{os.getpid()}-{os.urandom(8).hex()}")
+    Its name tells whose it is, so that the next call removes what a killed program has left.
+    """
+    base = os.path.join(tempfile.gettempdir(), _FOLDERS)
+    for left in glob.glob(f"{glob.escape(base)}*"):
+        pid, _, began = left[len(base) :].partition("-")[0].partition("@")
+        if pid.isdecimal() and not _lives(int(pid), began):
+            shutil.rmtree(left, ignore_errors=True)
+    me = os.getpid()
+    folder = f"{base}{me}@{_began(me)}-{next(_numbers)}"
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def row_name(key: bytes, repeat: int) -> str:
-    """What the state of a row of a sweep is called."""
+def _began(pid: int) -> str:
+    """When a process began, as the system counts it; "" if there is none."""
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return ""
+
+
+def _lives(pid: int, began: str) -> bool:
+    return _began(pid) == began
+
+
+def name_of_row(key: bytes, repeat: int) -> str:
+    """The name under which a row of a sweep keeps its state."""
     return f"{key.hex()}-{repeat}"
 
 
@@ -127,14 +155,14 @@ def forget(folder: str, name: str) -> None:
     durable.remove(f"{path}.new")
 
 
-def _here(call: str) -> _Place:
-    place = _place.get()
-    if place is None:
+def _here(call: str) -> _Kept:
+    kept = _kept.get()
+    if kept is None or kept.place != place_of_task():
         raise RuntimeError(
             f"{call} works in the tasks of repartir.sweep() only, whose journal knows them again. Elsewhere write a file of "
             "your own"
         )
-    return place
+    return kept
 
 
 def _path(folder: str, name: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from repartir import worker
+from repartir.heap import keep_freed_memory
 from repartir.ledger import name_of
 from repartir.moments import LARGEST_COVARIANCE, Block, moments_of
 from repartir.points import Call, Plan
@@ -26,7 +29,7 @@ class Layout(NamedTuple):
         """The columns of vectors that are not too long."""
         found, at = [], 0
         for _, shape in self.shapes:
-            size = int(np.prod(shape, dtype=int))
+            size = math.prod(shape)
             if len(shape) == 1 and 2 <= size <= LARGEST_COVARIANCE:
                 found.append((at, at + size))
             at += size
@@ -77,6 +80,8 @@ class Draw:
 
     def __call__(self, first: int, end: int, samples: int) -> Drawn:
         """Batches ``first`` to ``end``, with ``samples`` in all."""
+        if worker.current() is not None:
+            keep_freed_memory()
         began = time.perf_counter()
         tree, layout, last = Tree(), None, self.plan.start(first) + samples
         nodes = []

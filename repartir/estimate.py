@@ -144,7 +144,7 @@ def estimate_of(tally: Tally, layout: Layout, asked: Asked, *, converged: bool) 
     parts: dict[Any, Estimate] = {}
     at = 0
     for key, shape in layout.shapes:
-        end = at + int(np.prod(shape, dtype=int))
+        end = at + math.prod(shape)
         if key not in asked.controls or key is None:
             parts[key] = _part(tally, spread, half, at, end, shape, asked, converged=converged)
         at = end

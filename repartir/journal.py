@@ -65,7 +65,7 @@ class Journal:
     """One run's hold of a journal, from `open` to `close`; a context manager.  One thread at a time may call it.
 
     ``seed``: that of the run, as `streams.settled` gives it.  ``checkpoints``: the folder for what tasks keep on their way,
-    under `checkpoints.row_name`; it may not exist yet.  When a row with a result is on the disk, its file there goes.
+    under `checkpoints.name_of_row`; it may not exist yet.  When a row with a result is on the disk, its file there goes.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class Journal:
             for _, key, repeat, *_, error, _, _, _, _ in rows:
                 with contextlib.suppress(OSError):
                     if error is None:
-                        checkpoints.forget(self.checkpoints, checkpoints.row_name(key, repeat))
+                        checkpoints.forget(self.checkpoints, checkpoints.name_of_row(key, repeat))
 
     def _cannot_write(self, error: sqlite3.Error) -> JournalError:
         return JournalError(

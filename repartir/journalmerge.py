@@ -183,7 +183,7 @@ def _drop_checkpoints(connection: sqlite3.Connection, real: str, lineage: int) -
             shutil.rmtree(folder)
     if os.path.isdir(current):
         finished = {
-            checkpoints.row_name(key, repeat)
+            checkpoints.name_of_row(key, repeat)
             for key, repeat in connection.execute(
                 "SELECT key, repeat FROM rows WHERE lineage = ? AND error IS NULL", (lineage,)
             )

@@ -53,15 +53,15 @@ def moments_of(columns: Array, blocks: tuple[Block, ...] = (), totals: Array | N
             0, zeros, zeros, zeros, tuple(Product(at, np.zeros((end - at,) * 2)) for at, end in blocks)
         )
     if columns.dtype == np.bool_ and not blocks:
-        counts = _plain(np.count_nonzero(columns, axis=1).astype(float))
+        counts = _plain(np.array([float(np.count_nonzero(row)) for row in columns]))
         return Moments(n, counts / n, counts * 0.0, counts * (n - counts) / n)
     with np.errstate(all="ignore"):  # what is infinite has no spread: the estimate shows it
         values = columns.astype(float, copy=False)
         mean = (values.sum(axis=1) if totals is None else totals) / n
         deviations = values - mean[:, None]
-        low = deviations.sum(axis=1) / n
-        m2 = np.square(deviations).sum(axis=1) - n * low * low
+        low = np.nan_to_num(deviations.sum(axis=1) / n, nan=0.0, posinf=0.0, neginf=0.0)
         products = tuple(Product(at, _products(deviations[at:end], low[at:end])) for at, end in blocks)
+        m2 = np.square(deviations, out=deviations).sum(axis=1) - n * low * low
     return Moments(n, _plain(mean), _plain(low), _plain(m2), products)
 
 
@@ -96,9 +96,20 @@ def _merged(a: Moments, b: Moments) -> Moments:
     mean = a.mean + step
     back = mean - a.mean
     lost = (a.mean - (mean - back)) + (step - back)  # exactly what the sum has lost (Knuth's two-sum)
+    if not np.isfinite(lost).all():
+        mean, lost = _where_infinite(a.mean + b.mean, mean, lost)
     weight = a.n * b.n / n
     products = []
     for left, right in zip(a.products, b.products, strict=True):
         own = delta[left.first : left.first + len(left.sums)]
         products.append(Product(left.first, left.sums + right.sums + np.multiply.outer(own, own) * weight))
     return Moments(n, mean, a.low + lost, a.m2 + b.m2 + delta * delta * weight, tuple(products))
+
+
+def _where_infinite(both: Any, mean: Any, lost: Any) -> tuple[Any, Any]:
+    """Means where some are infinite or NaN: as a plain sum has them, and nothing is lost."""
+    is_fine = np.isfinite(lost)
+    return (
+        _plain(np.atleast_1d(np.where(is_fine, mean, both))),
+        _plain(np.atleast_1d(np.where(is_fine, lost, 0.0))),
+    )

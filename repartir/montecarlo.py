@@ -10,13 +10,11 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from repartir import worker
+from repartir.borrowed import check_executor, executor_for
 from repartir.draws import Draw, Drawn, Layout
 from repartir.errors import Interrupted
 from repartir.estimate import Asked, Estimate, estimate_of, excess_of
-from repartir.executor import Executor
 from repartir.ledger import name_of
-from repartir.nested import current_executor
 from repartir.points import SCRAMBLINGS, Antithetic, Plan, Sobol, Streams, batches_of, check_sobol
 from repartir.progress import Reporter, Told, reporter
 from repartir.sketch import Bins
@@ -95,8 +93,7 @@ def monte_carlo(
         raise ValueError(f"confidence must be between 0 and 1, not {confidence!r}")
     if not callable(fn):
         raise TypeError(f"fn must be callable, not {type(fn).__name__}")
-    if executor is not None and not isinstance(executor, concurrent.futures.Executor):
-        raise TypeError(f"executor must be a concurrent.futures.Executor, not {type(executor).__name__}")
+    check_executor(executor)
     asked = Asked(
         settled(seed), float(confidence), _quantiles(quantiles), _bins(histogram), _controls(control)
     )
@@ -110,12 +107,8 @@ def monte_carlo(
         controls=tuple(asked.controls),
     )
     shown = reporter(progress, name_of(fn), stop.samples)
-    if executor is None and worker.current() is not None:
-        executor = current_executor()
-    if executor is not None:
-        return _Run(draw, plan, stop, asked, shown).on(executor)
-    with Executor(idempotent=True) as own:
-        return _Run(draw, plan, stop, asked, shown).on(own)
+    with executor_for(executor, idempotent=True) as ex:
+        return _Run(draw, plan, stop, asked, shown).on(ex)
 
 
 class _Stop(NamedTuple):

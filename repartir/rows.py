@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from repartir import worker
-from repartir.checkpoints import checkpointing, row_name
+from repartir.checkpoints import checkpointing, name_of_row
 from repartir.errors import TaskTimeout
 from repartir.outcome import format_exception
 from repartir.params import key_words
@@ -38,14 +38,13 @@ class Item(NamedTuple):
 
 
 class RowCall:
-    """The call of one row, in a worker."""
+    """The call of one row, in a worker.  ``folder``: where rows keep how far they have come."""
 
-    def __init__(self, fn: Callable[..., Any], seed: Seed, *, takes_rng: bool, checkpoints: str) -> None:
-        """``checkpoints``: the folder where rows keep how far they have come."""
+    def __init__(self, fn: Callable[..., Any], seed: Seed, folder: str, *, takes_rng: bool) -> None:
         self.fn = fn
         self.seed = seed
+        self.folder = folder
         self.takes_rng = takes_rng
-        self.checkpoints = checkpoints
 
     def __call__(self, item: Item) -> tuple[Any, Told]:
         params = {name: value_of(value) for name, value in item.point.items()}
@@ -54,7 +53,7 @@ class RowCall:
             params.setdefault("rng", generator)
         began = time.perf_counter()
         try:
-            with stream_of_task(generator), checkpointing(self.checkpoints, row_name(item.key, item.repeat)):
+            with stream_of_task(generator), checkpointing(self.folder, name_of_row(item.key, item.repeat)):
                 result = self.fn(**params)
         except BaseException as exc:
             set_attribute(exc, _TOLD, _told(began))

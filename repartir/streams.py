@@ -112,21 +112,22 @@ def replay(seed: Seed, *key: int) -> str:
     return f"repartir.rng({given}{words})"
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A task on a stack: its process's member and how many tasks wait for it below."""
 
     member: worker.Worker | None
     depth: int
 
 
-def _place() -> _Place:
+def place_of_task() -> Place:
+    """Where the running task is: another one than that of a task on top of which it runs, and that waits for it."""
     member = worker.current()
-    return _Place(member, 0 if member is None else member.nest.depth())
+    return Place(member, 0 if member is None else member.nest.depth())
 
 
 class _Bound(NamedTuple):
     generator: np.random.Generator
-    place: _Place
+    place: Place
 
 
 _running: ContextVar[_Bound | None] = ContextVar("stream", default=None)
@@ -135,7 +136,7 @@ _running: ContextVar[_Bound | None] = ContextVar("stream", default=None)
 @contextmanager
 def stream_of_task(generator: np.random.Generator) -> Iterator[None]:
     """While the task of this stream runs, `task_rng` returns it; not in tasks that run on top of it while it waits."""
-    token = _running.set(_Bound(generator, _place()))
+    token = _running.set(_Bound(generator, place_of_task()))
     try:
         yield
     finally:
@@ -164,7 +165,7 @@ def task_rng() -> np.random.Generator:
     given.  Elsewhere, also in a plain task that such a task has submitted: ``RuntimeError``.
     """
     bound = _running.get()
-    if bound is None or bound.place != _place():
+    if bound is None or bound.place != place_of_task():
         raise RuntimeError(
             "task_rng() works in the tasks of monte_carlo(), sweep() and Executor.map_seeded() only, which have a stream of "
             "their own. Elsewhere make one: repartir.rng(seed, number)"

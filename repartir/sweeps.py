@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import inspect
 import operator
@@ -9,8 +10,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from repartir.borrowed import AnyExecutor, check_executor, executor_for
-from repartir.checkpoints import passing_folder
+from repartir.borrowed import check_executor, executor_for, numbered
+from repartir.checkpoints import temporary_folder
 from repartir.errors import Interrupted
 from repartir.journal import Journal, OnChange
 from repartir.ledger import name_of
@@ -36,7 +37,7 @@ def sweep(
     *,
     repeats: int = 1,
     seed: Seedlike = None,
-    executor: AnyExecutor | None = None,
+    executor: concurrent.futures.Executor | None = None,
     journal: str | os.PathLike[str] | None = None,
     version: str | None = None,
     on_change: OnChange = "raise",
@@ -58,7 +59,8 @@ def sweep(
         seed: of all streams and all points that are drawn: an int, ints, a ``SeedSequence``; None: drawn and kept in the
             result.
         executor: an `Executor`, what its `options` returned (with a time-out or retries for each row), a
-            `SerialExecutor`; None: in a task the one that runs it, else one that is made for the call.
+            `SerialExecutor`, or any other of ``concurrent.futures``.  None: in a task the one that runs it, else one that is
+            made for the call.
         journal: a file in which rows are kept as they finish.  Rows that it has are not run again, but those that failed;
             and ``seed=None`` means its seed.
         version, on_change: what counts as another function than the journal's, see `Journal.open`.
@@ -80,16 +82,17 @@ def sweep(
     shown = reporter(progress, f"sweep of {name_of(fn)}", repeats * _count(rungs, len(points)))
     with contextlib.ExitStack() as kept:
         known = None
-        if journal is not None:
+        if journal is None:
+            folder = kept.enter_context(temporary_folder())
+        else:
             given = None if seed is None else settled_seed
             known = kept.enter_context(
                 Journal.open(journal, fn, seed=given, version=version, on_change=on_change)
             )
             if seed is None and isinstance(space, Space):
                 points = _points(fn, space, known.seed, rungs)
-            settled_seed = known.seed
-        folder = kept.enter_context(passing_folder()) if known is None else known.checkpoints
-        call = RowCall(fn, settled_seed, takes_rng=takes_rng(fn), checkpoints=folder)
+            settled_seed, folder = known.seed, known.checkpoints
+        call = RowCall(fn, settled_seed, folder, takes_rng=takes_rng(fn))
         run = _Run(call, repeats, on_error, on_row, shown, known)
         try:
             with shown, executor_for(executor) as ex:
@@ -124,7 +127,7 @@ def _count(rungs: Halving | None, points: int) -> int:
     return points if rungs is None else sum(rungs.counts(points))
 
 
-def _climb(run: _Run, executor: AnyExecutor, points: Points, rungs: Halving | None) -> None:
+def _climb(run: _Run, executor: concurrent.futures.Executor, points: Points, rungs: Halving | None) -> None:
     if rungs is None:
         run.rows_of(executor, points)
         return
@@ -156,7 +159,7 @@ class _Run:
         self._begun = 0
         """So many rows have been given to the executor; they are numbered in the order of the space."""
 
-    def rows_of(self, executor: AnyExecutor, points: Points) -> list[list[SweepRow]]:
+    def rows_of(self, executor: concurrent.futures.Executor, points: Points) -> list[list[SweepRow]]:
         """Run all repeats of these points; the rows of each.  Raises the error of a row if that is to stop the sweep."""
         items = [
             Item(point, key, repeat)
@@ -172,7 +175,7 @@ class _Run:
                 told = Told(stored.seconds, stored.worker, stored.attempts)
                 self._rows[base + number] = self._call.row(item, (stored.result, told))
         self._shown.step(len(items) - len(missing))
-        with contextlib.closing(executor._numbered(self._call, [items[at] for at in missing])) as outcomes:
+        with contextlib.closing(numbered(executor, self._call, [items[at] for at in missing])) as outcomes:
             for nth, outcome in outcomes:
                 item = items[missing[nth]]
                 self._finish(base + missing[nth], item, self._call.row(item, outcome))

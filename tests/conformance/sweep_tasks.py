@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import repartir
 
@@ -86,3 +87,26 @@ def waits_at(x: int, at: int, gate: Gate) -> int:
     if x == at:
         gate.wait()
     return x
+
+
+def in_steps(x: int, folder: str, rng: np.random.Generator) -> tuple[int, float]:
+    """Adds up random numbers in five steps, keeps how far it is, and is killed or fails as files say."""
+    began, total = repartir.restored() or (0, 0.0)
+    for step in range(began, 5):
+        total = rng.bit_generator.random_raw() % 100 if step == 0 else total + step
+        repartir.checkpoint((step + 1, total))
+        for how in ("dies", "fails"):
+            mark = Path(folder, f"{how}-{x}-{step}")
+            if mark.exists():
+                mark.unlink()
+                if how == "dies":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise ValueError(step)
+    return began, total
+
+
+def keeps_in_a_child(x: int) -> bool:
+    repartir.checkpoint(x)
+    with pytest.raises(RuntimeError, match=r"repartir\.sweep"):
+        repartir.current_executor().submit(repartir.checkpoint, 5).result()
+    return bool(repartir.restored() == x)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,14 @@ class TestExecutors:
         found = sweep(tasks.identity, grid(x=range(8)), executor=ex)
         expected = {None} if kind.is_serial else {0, 1}
         assert {row.worker for row in found} <= expected
+
+    @only_fork
+    def test_another_librarys_executor(self, kind: Any) -> None:
+        with ThreadPoolExecutor(2) as threads:
+            found = sweep(tasks.loss, SPACE, seed=1, executor=threads)
+            kept = sweep(tasks.inverse, grid(x=[1, 0]), executor=threads, on_error="keep")
+        assert results(found) == results(sweep(tasks.loss, SPACE, seed=1, executor=repartir.SerialExecutor()))
+        assert [type(row.error) for row in kept] == [type(None), ZeroDivisionError]
 
     @only_fork
     @pytest.mark.parametrize("executor", [3, "fork", object()])

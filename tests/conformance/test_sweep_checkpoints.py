@@ -1,90 +1,95 @@
-"""Tasks of sweeps that keep how far they have come."""
+"""Rows that keep how far they have come: retries and later runs go on from there."""
 
 from __future__ import annotations
 
 import os
-import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import repartir
-from repartir import JournalMismatch, grid, sweep
+from repartir import grid, sweep
+from repartir.checkpoints import temporary_folder
 
+from . import sweep_tasks as tasks
 from .conftest import Make
-from .kinds import only_fork, ours
+from .kinds import only_fork, ours, workers
 
 pytestmark = pytest.mark.any_start
 
 
-def steps(x: int, folder: str) -> list[int]:
-    """Ten steps, each kept; ends badly after the fifth where the folder says so. Where this attempt began."""
-    done = repartir.restored() or []
-    begun = len(done)
-    while len(done) < 10:
-        done.append(x)
-        repartir.checkpoint(done)
-        if len(done) == 5 and (way := Path(folder, f"ends-{x}")).exists():
-            how = way.read_text()
-            way.unlink()
-            if how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise ValueError(x)
-    return [begun, *done]
-
-
-def other_steps(x: int, folder: str) -> list[int]:
-    return [-1, *steps(x, folder)]
+def space_in(folder: Path) -> Any:
+    return grid(x=range(3), folder=[str(folder)])
 
 
 @pytest.fixture
-def space(tmp_path: Path) -> Any:
-    (tmp_path / "ends-2").write_text("error")
-    return grid(x=[1, 2, 3], folder=[str(tmp_path)])
-
-
-def passing() -> list[str]:
-    return [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("repartir-")]
+def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of this test's for temporary files."""
+    folder = tmp_path / "temp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @ours
-class TestResumed:
-    def test_the_next_run_goes_on_from_the_last_state(self, ex: Any, tmp_path: Path, space: Any) -> None:
-        path = tmp_path / "run.db"
-        first = sweep(steps, space, executor=ex, journal=path, on_error="keep")
-        assert [row.error is None for row in first.rows] == [True, False, True]
-        assert len(os.listdir(f"{path}.checkpoints/1")) == 1
-        again = sweep(steps, space, executor=ex, journal=path)
-        assert [row.result for row in again.rows] == [[at, *[x] * 10] for x, at in ((1, 0), (2, 5), (3, 0))]
-        assert not Path(f"{path}.checkpoints").exists()
-
-    def test_another_function_does_not(self, ex: Any, tmp_path: Path, space: Any) -> None:
-        path = tmp_path / "run.db"
-        sweep(steps, space, executor=ex, journal=path, on_error="keep")
-        with pytest.raises(JournalMismatch):
-            sweep(other_steps, space, executor=ex, journal=path)
-        found = sweep(other_steps, space, executor=ex, journal=path, on_change="rerun")
-        assert [row.result[:2] for row in found.rows] == [[-1, 0]] * 3
-
-    def test_without_a_journal_it_lasts_as_long_as_the_sweep(self, ex: Any, space: Any) -> None:
-        before = passing()
-        sweep(steps, space, executor=ex, on_error="skip")
-        found = sweep(steps, space, executor=ex)
-        assert [row.result[0] for row in found.rows] == [0, 0, 0]
-        assert passing() == before
-
-    def test_elsewhere_there_is_none(self, ex: Any) -> None:
-        with pytest.raises(RuntimeError, match="only"):
-            ex.submit(repartir.restored).result()
+@pytest.mark.parametrize("with_journal", [True, False])
+def test_a_retry_goes_on(ex: Any, tmp_path: Path, temp: Path, with_journal: bool) -> None:
+    (tmp_path / "fails-1-3").touch()
+    journal = tmp_path / "run.db" if with_journal else None
+    again = ex.options(retries=1, backoff=0.001)
+    found = sweep(tasks.in_steps, space_in(tmp_path), seed=1, executor=again, journal=journal)
+    plain = sweep(tasks.in_steps, space_in(tmp_path), seed=1, executor=ex)
+    assert [row.result[0] for row in found] == [0, 4, 0]
+    assert [row.result[1] for row in found] == [row.result[1] for row in plain]
+    assert not list(temp.iterdir())
+    assert not (tmp_path / "run.db.checkpoints").exists()
 
 
-@pytest.mark.parametrize("how", ["error", "kill"])
+@workers
+def test_so_does_one_after_a_death(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "dies-2-1").touch()
+    own: Any = make(2)
+    again = own.options(retries=1, backoff=0.001)
+    found = sweep(tasks.in_steps, space_in(tmp_path), seed=1, executor=again)
+    assert [row.result[0] for row in found] == [0, 0, 2]
+
+
+@ours
+def test_a_later_run_goes_on(ex: Any, tmp_path: Path) -> None:
+    (tmp_path / "fails-0-2").touch()
+    journal = tmp_path / "run.db"
+    first = sweep(tasks.in_steps, space_in(tmp_path), executor=ex, journal=journal, on_error="keep")
+    assert [row.error is None for row in first] == [False, True, True]
+    assert (tmp_path / "run.db.checkpoints").exists()
+    again = sweep(tasks.in_steps, space_in(tmp_path), executor=ex, journal=journal)
+    assert [row.result[0] for row in again] == [3, 0, 0]
+    assert not (tmp_path / "run.db.checkpoints").exists()
+
+
+@workers
+def test_a_child_of_a_row_is_no_row(ex: Any) -> None:
+    assert [row.result for row in sweep(tasks.keeps_in_a_child, grid(x=[1, 2]), executor=ex)] == [True, True]
+
+
 @only_fork
-def test_a_retry_goes_on_from_the_last_state(make: Make, tmp_path: Path, space: Any, how: str) -> None:
-    (tmp_path / "ends-2").write_text(how)
-    ex: Any = make(2)
-    found = sweep(steps, space, executor=ex.options(retries=1))
-    assert [row.result[0] for row in found.rows] == [0, 5, 0]
-    assert [row.attempts for row in found.rows] == [1, 2, 1]
+def test_what_a_killed_program_left_goes_with_the_next_sweep(kind: Any, temp: Path) -> None:
+    with temporary_folder() as mine:
+        os.mkdir(mine)
+        assert Path(mine).parent == temp
+        script = (
+            "import os, tempfile\n"
+            f"tempfile.tempdir = {str(temp)!r}\n"
+            "from repartir.checkpoints import temporary_folder\n"
+            "with temporary_folder() as folder:\n"
+            "    os.mkdir(folder)\n"
+            "    os.kill(os.getpid(), 9)\n"
+        )
+        subprocess.run([sys.executable, "-c", script], check=False)
+        assert len(list(temp.iterdir())) == 2
+        with temporary_folder() as other:
+            assert [str(path) for path in temp.iterdir()] == [mine]
+            assert other != mine
+    assert not list(temp.iterdir())

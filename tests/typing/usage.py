@@ -6,10 +6,13 @@ import asyncio
 import concurrent.futures
 import multiprocessing
 from collections.abc import AsyncIterator, Iterator
-from typing import assert_type
+from typing import Any, assert_type
+
+import numpy as np
 
 import repartir
 from repartir import (
+    Estimate,
     Executor,
     Future,
     PoisonTask,
@@ -26,9 +29,12 @@ from repartir import (
     grid,
     halving,
     latin_hypercube,
+    monte_carlo,
+    rng,
     sampled,
     shared,
     sweep,
+    task_rng,
     worker_state,
     zipped,
 )
@@ -94,6 +100,33 @@ def priorities(executor: Executor) -> None:
 def maps(executor: Executor) -> None:
     assert_type(executor.map(double, [1, 2]), Iterator[float])
     assert_type(executor.map(join, ["a"], ["b"], timeout=1.5, chunksize=3, buffersize=10), Iterator[str])
+
+
+def noisy(value: int, rng: np.random.Generator) -> float:
+    return value + rng.standard_normal()
+
+
+def uniform(rng: np.random.Generator, n: int) -> Any:
+    return rng.random(n)
+
+
+def streams(executor: Executor, serial: SerialExecutor) -> None:
+    assert_type(rng(7, 1), np.random.Generator)
+    assert_type(rng([1, 2]), np.random.Generator)
+    assert_type(task_rng(), np.random.Generator)
+    assert_type(executor.map_seeded(noisy, [1, 2], seed=np.random.SeedSequence(7)), Iterator[float])
+    assert_type(executor.options(retries=1).map_seeded(noisy, [1], seed=7, reduce=max), float)
+    serial.map_seeded(noisy, [1, 2], seed=7)
+    executor.map_seeded(noisy, [1, 2], seed="seven")  # type: ignore[arg-type]
+
+
+def estimates(executor: Executor) -> None:
+    est = monte_carlo(uniform, 1000, seed=7, executor=executor, quantiles=[0.5], histogram=(10, (0, 1)))
+    assert_type(est, Estimate)
+    assert_type(est.samples, int)
+    assert_type(est["call"], Estimate)
+    monte_carlo(uniform, tol=0.1, control={"spot": 100.0})
+    monte_carlo(uniform, "many")  # type: ignore[arg-type]
 
 
 def is_a_standard_executor(executor: Executor, serial: SerialExecutor) -> None:

@@ -23,6 +23,7 @@ PAGES = (
     "docs/howto/from-process-pool-executor.md",
     "docs/howto/journal.md",
     "docs/howto/maps.md",
+    "docs/howto/monte-carlo.md",
     "docs/howto/nested.md",
     "docs/howto/notebooks.md",
     "docs/howto/priorities.md",

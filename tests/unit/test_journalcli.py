@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from repartir import cli, journalmerge
-from repartir.checkpoints import row_name
+from repartir.checkpoints import name_of_row
 from repartir.journal import Journal
 from tests.helpers import package_root
 
@@ -258,7 +258,7 @@ def test_vacuum_drops_history_and_what_no_task_needs(
     fill(path, {1: 1.0}, fn=another, on_change="rerun")
     with Journal.open(path, another, seed=7) as journal:
         for folder, names in (
-            (journal.checkpoints, (row_name(key(1), 0), row_name(key(2), 0))),
+            (journal.checkpoints, (name_of_row(key(1), 0), name_of_row(key(2), 0))),
             (f"{path}.checkpoints/1", ("old",)),
         ):
             os.makedirs(folder)
@@ -268,7 +268,7 @@ def test_vacuum_drops_history_and_what_no_task_needs(
     found = json.loads(said(capsys, "vacuum", path, "--json"))
     assert (found["rows"], found["checkpoints"]) == (50, 2)
     assert found["bytes_after"] < found["bytes_before"] / 2
-    assert os.listdir(journal.checkpoints) == [f"{row_name(key(2), 0)}.checkpoint"]
+    assert os.listdir(journal.checkpoints) == [f"{name_of_row(key(2), 0)}.checkpoint"]
     with Journal.open(path, another, seed=7) as journal:
         assert [row.result for row in journal.finished().values()] == [1.0]
     assert "0 rows and 0 checkpoints dropped" in said(capsys, "vacuum", path)
