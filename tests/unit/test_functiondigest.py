@@ -216,6 +216,14 @@ def test_a_cell_that_runs_again_counts_as_it_is_now(describe: Callable[..., Func
             "import enum\nclass E(enum.Enum):\n    A = 1\n    B = 2\nMODE = E.A\ndef f(x): return MODE",
             "import enum\nclass E(enum.Enum):\n    A = 1\n    B = 2\nMODE = E.B\ndef f(x): return MODE",
         ),
+        (
+            "import numpy as np\nN = np.float32(1)\ndef f(x): return N",
+            "import numpy as np\nN = np.float64(1)\ndef f(x): return N",
+        ),
+        (
+            "import numpy as np\nN = np.longdouble('0.1')\ndef f(x): return N",
+            "import numpy as np\nN = np.longdouble('0.2')\ndef f(x): return N",
+        ),
         ("def f(x): return [y for y in x if y]", "def f(x): return [y for y in x if not y]"),
         (
             "def f(x):\n    def g(): return 1\n    return g()",
