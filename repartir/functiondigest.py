@@ -16,10 +16,8 @@ version of Python only; for what is written in C, name and version.
 from __future__ import annotations
 
 import ast
-import contextlib
 import enum
 import functools
-import linecache
 import os
 import sys
 from collections import deque
@@ -31,15 +29,22 @@ from typing import Any
 import numpy as np
 
 from repartir.pickler import blake2b, global_names
+from repartir.syntaxtrees import (
+    Sources,
+    class_names,
+    constant_form,
+    default_nodes,
+    form_of,
+    loaded_names,
+    text_of,
+)
 
-_NAMELESS = ("<string>", "<stdin>")  # of every `exec`, and of code that dataclasses generate
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...), np.generic)
 _DEPTH = 50  # of what a function carries
 _MEMBERS = 10_000  # of a container that is looked at for functions
 _INSTALLED = ("<frozen ", os.path.dirname(os.__file__) + os.sep)
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
-_SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class _Reader:
         self._seen: dict[int, Any] = {}  # id → the object, which so keeps its id
         self._open: list[int] = []  # the values that the one at hand is in
         self._unread: deque[FunctionType | type] = deque()
-        self._trees: dict[str, ast.Module | None] = {}
+        self._sources = Sources()
         self._functions: dict[
             str, dict[tuple[int, str], ast.AST]
         ] = {}  # file → first line and name → its node
@@ -127,18 +132,18 @@ class _Reader:
     def _read_function(self, fn: FunctionType) -> None:
         """Add ``fn`` with all that it names and carries."""
         name = fn.__code__.co_qualname
-        node = self._node_of(fn.__code__)
+        node = self._sources.function(fn.__code__)
         if node is None:
             self._add_bytecode(name, fn.__code__)
         else:
-            self._add(name, _form(node), _text(node))
+            self._add(name, form_of(node), text_of(node))
         for outer in getattr(node, "decorator_list", []):
-            self._names(_loaded_names(outer), fn.__globals__)
+            self._names(loaded_names(outer), fn.__globals__)
         self._names(global_names(fn.__code__), fn.__globals__)
         self._captures(fn)
         given = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
         for number, value in enumerate(given):
-            literals = _default_nodes(node)
+            literals = default_nodes(node)
             if len(literals) != len(given) or not isinstance(literals[number], ast.Constant):
                 self.carry(f"{name}, default {number}", value)
         wrapped = getattr(fn, "__wrapped__", None)
@@ -153,13 +158,13 @@ class _Reader:
         """Add ``cls`` with all that it and its methods name."""
         name = cls.__qualname__
         names = _globals_of(cls)
-        node = self._class_node(cls)
+        node = self._sources.class_(cls, _files_of(cls))
         if node is None:
             form = self._carried({key: value for key, value in vars(cls).items() if not key.startswith("__")})
             self._add(name, form, f"<no source> {form:.500}")
         else:
-            self._add(name, _form(node), _text(node))
-            self._names(_class_names(node), names)
+            self._add(name, form_of(node), text_of(node))
+            self._names(class_names(node), names)
         for method in (fn for member in vars(cls).values() for fn in _functions_in(member)):
             is_generated = node is not None and method.__code__.co_filename == "<string>"  # by dataclass, say
             if method.__globals__ is names and not is_generated and id(method) not in self._seen:
@@ -273,56 +278,10 @@ class _Reader:
         package = sys.modules.get(module.partition(".")[0])
         return f"{form} ({getattr(package, '__version__', _PYTHON)})"
 
-    # ── source
-
-    def _tree(self, filename: str) -> ast.Module | None:
-        if filename not in self._trees:
-            self._trees[filename] = None
-            if filename not in _NAMELESS:
-                linecache.checkcache(filename)
-                with contextlib.suppress(SyntaxError, ValueError):  # not Python: a template, say
-                    self._trees[filename] = ast.parse("".join(linecache.getlines(filename)))
-        return self._trees[filename]
-
-    def _node_of(self, code: CodeType) -> ast.AST | None:
-        tree = self._tree(code.co_filename)
-        if tree is None:
-            return None
-        if code.co_name == "<lambda>":
-            return _lambda_of(code, tree)
-        if code.co_filename not in self._functions:
-            self._functions[code.co_filename] = {
-                (min([node.lineno, *(outer.lineno for outer in node.decorator_list)]), node.name): node
-                for node in ast.walk(tree)
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            }
-        return self._functions[code.co_filename].get((code.co_firstlineno, code.co_name))
-
-    def _class_node(self, cls: type) -> ast.ClassDef | None:
-        files = [
-            fn.__code__.co_filename
-            for member in vars(cls).values()
-            for fn in _functions_in(member)
-            if fn.__qualname__.startswith(f"{cls.__qualname__}.") and fn.__code__.co_filename != "<string>"
-        ]
-        home = getattr(sys.modules.get(cls.__module__), "__file__", None)
-        files += _cells() if home is None else [home]
-        for filename in files:
-            tree = self._tree(filename)
-            if tree is not None and (found := _class_in(tree, cls.__qualname__.split("."))):
-                return found
-        return None
-
     def _add_bytecode(self, name: str, code: CodeType) -> None:
         form = f"{_PYTHON} {_bytecode(code)}"
         digest = blake2b(form.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
         self._add(name, form, f"<no source: bytecode {digest} of {_PYTHON}>")
-
-
-def _cells() -> list[str]:
-    """The cells of a notebook, the last first: sources without a file."""
-    entries = reversed(list(linecache.cache.items()))
-    return [filename for filename, entry in entries if len(entry) == 4 and entry[1] is None]
 
 
 def _innermost(fn: Any) -> Any:
@@ -379,6 +338,12 @@ def _cell(cell: Any) -> Any:
         return None
 
 
+def _files_of(cls: type) -> list[str]:
+    """The files of the methods that were written in the class."""
+    codes = [fn.__code__ for member in vars(cls).values() for fn in _functions_in(member)]
+    return [code.co_filename for code in codes if code.co_qualname.startswith(f"{cls.__qualname__}.")]
+
+
 def _functions_in(member: Any) -> Iterator[FunctionType]:
     """The functions that a member of a class is made of."""
     if isinstance(member, property):
@@ -421,135 +386,11 @@ def _is_atomic(value: Any) -> bool:
 def _atom(value: Any) -> str:
     if isinstance(value, np.generic) and not value.dtype.hasobject:
         return f"numpy.{value.dtype.str} {_bytes_digest(np.asarray(value))}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"int {int(value):x}"  # repr refuses thousands of digits
-    return f"{type(value).__name__} {value!r}"
+    return constant_form(value)
 
 
 def _bytecode(code: CodeType) -> str:
-    consts = [_bytecode(const) if isinstance(const, CodeType) else _const(const) for const in code.co_consts]
+    consts = [
+        _bytecode(const) if isinstance(const, CodeType) else constant_form(const) for const in code.co_consts
+    ]
     return f"({code.co_code.hex()} {consts} {code.co_names} {code.co_varnames} {code.co_freevars})"
-
-
-def _const(const: Any) -> str:
-    if isinstance(const, frozenset):
-        return f"set({sorted(map(_const, const))})"
-    return f"({', '.join(map(_const, const))})" if isinstance(const, tuple) else _atom(const)
-
-
-# ── syntax trees
-
-
-def _lambda_of(code: CodeType, tree: ast.AST) -> ast.AST | None:
-    """The lambda on its line whose body has all the positions of the bytecode."""
-    spans = {
-        (line, end_line, column, end_column)
-        for line, end_line, column, end_column in code.co_positions()
-        if None not in (line, end_line, column, end_column) and end_column
-    }
-    found = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno
-    ]
-    fitting = [
-        node
-        for node in found
-        if all(
-            (line, column) >= (node.body.lineno, node.body.col_offset)
-            and (end_line, end_column) <= (node.body.end_lineno or 0, node.body.end_col_offset or 0)
-            for line, end_line, column, end_column in spans
-        )
-    ]
-    if not fitting or (not spans and len(fitting) > 1):
-        return None
-    return fitting[-1]  # the innermost of nested ones
-
-
-def _class_in(tree: ast.AST, path: list[str]) -> ast.ClassDef | None:
-    """The last class or function of each name on the path, as later definitions replace earlier ones."""
-    node: ast.AST = tree
-    for name in path:
-        if name == "<locals>":
-            continue
-        found = [
-            child
-            for child in _own_statements(node)
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and child.name == name
-        ]
-        if not found:
-            return None
-        node = found[-1]
-    return node if isinstance(node, ast.ClassDef) else None
-
-
-def _own_statements(node: ast.AST) -> Iterator[ast.AST]:
-    """What stands below ``node``, but not in a function or class below it."""
-    for child in ast.iter_child_nodes(node):
-        yield child
-        if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from _own_statements(child)
-
-
-def _default_nodes(node: ast.AST | None) -> list[ast.expr]:
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-        return []
-    return [*node.args.defaults, *filter(None, node.args.kw_defaults)]
-
-
-def _loaded_names(node: ast.AST) -> dict[str, None]:
-    return {child.id: None for child in ast.walk(node) if isinstance(child, ast.Name)}
-
-
-def _class_names(node: ast.ClassDef) -> dict[str, None]:
-    """The names that run when the class is made: bases, decorators, defaults, values of attributes."""
-    names: dict[str, None] = {}
-    for child in ast.walk(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            for outer in (*child.decorator_list, *_default_nodes(child)):
-                names |= _loaded_names(outer)
-    for child in _own_statements(node):
-        if isinstance(child, ast.Name):
-            names[child.id] = None
-    return names
-
-
-def _has_docstring(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        and bool(node.body)
-        and isinstance(node.body[0], ast.Expr)
-        and isinstance(node.body[0].value, ast.Constant)
-        and isinstance(node.body[0].value.value, str)
-    )
-
-
-def _form(node: Any) -> str:
-    """A syntax tree as text that is the same in every version of Python."""
-    if isinstance(node, list):
-        return f"[{','.join(map(_form, node))}]"
-    if isinstance(node, ast.Constant):
-        return f"Constant({_const(node.value)})"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = []
-    for name, value in ast.iter_fields(node):
-        if name == "body" and _has_docstring(node):
-            value = value[1:]
-        if isinstance(node, ast.JoinedStr):  # some versions have empty constants between the parts
-            value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
-        if name not in _SILENT_FIELDS and value is not None and value != []:
-            fields.append(f"{name}={_form(value)}")
-    return f"{type(node).__name__}({','.join(fields)})"
-
-
-class _WithoutDocstrings(ast.NodeTransformer):
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        if _has_docstring(node):
-            assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            node.body = node.body[1:] or [ast.Pass()]
-        return node
-
-
-def _text(node: ast.AST) -> str:
-    """Source as people write it, without comments and docstrings."""
-    return ast.unparse(_WithoutDocstrings().visit(ast.parse(ast.unparse(node))))

@@ -28,6 +28,7 @@ from repartir.committer import Committer
 from repartir.definitions import Definition
 from repartir.errors import JournalError, JournalMismatch
 from repartir.functiondigest import describe_function
+from repartir.readable import readable
 from repartir.streams import Seed
 
 OnChange = Literal["raise", "rerun", "reuse"]
@@ -157,7 +158,7 @@ class Journal:
                 row = StoredRow(values.loads(params), repeat, values.loads(result), *rest)
             except Exception as error:  # unpickling runs users' code
                 raise JournalError(
-                    f"the row {values.readable(params)}, repeat {repeat}, of the journal {self.path} cannot be read: "
+                    f"the row {readable(params)}, repeat {repeat}, of the journal {self.path} cannot be read: "
                     f"{type(error).__name__}: {error}. Put the classes that it needs back in their place, or give another "
                     "path"
                 ) from error

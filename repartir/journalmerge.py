@@ -9,10 +9,11 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from repartir import checkpoints, definitions, durable, journalfile, values
+from repartir import checkpoints, definitions, durable, journalfile
 from repartir.definitions import Definition
 from repartir.errors import JournalError, JournalMismatch
 from repartir.journal import checkpoint_folder
+from repartir.readable import readable
 
 Keep = Literal["first", "last"]
 
@@ -114,9 +115,9 @@ class _Merge:
             known_id, known_run, known_finished, known_result, known_error = known
             if error is None and known_error is None and result != known_result and self._keep is None:
                 raise JournalMismatch(
-                    f"two results of the row {values.readable(params)}, repeat {repeat}: "
-                    f"{values.readable(known_result)!r:.200} in {self._files.get(known_run, self._out)}, "
-                    f"{values.readable(result)!r:.200} in {file}. Choose with --keep first or --keep last"
+                    f"two results of the row {readable(params)}, repeat {repeat}: "
+                    f"{readable(known_result)!r:.200} in {self._files.get(known_run, self._out)}, "
+                    f"{readable(result)!r:.200} in {file}. Choose with --keep first or --keep last"
                 )
             if error is None:
                 is_better = known_error is not None or (result != known_result and self._keep == "last")

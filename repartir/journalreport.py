@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from repartir import definitions, values
+from repartir import definitions
 from repartir.errors import JournalError
+from repartir.readable import readable
 
 _COLUMNS = ("repeat", "error", "seconds", "worker", "attempts")
 _KNOWN = ("repeat", "error", "traceback", "seconds", "worker", "attempts")
@@ -66,8 +67,8 @@ def rows(connection: sqlite3.Connection, last: int | None = None) -> Iterator[di
         arguments.append(last)
     for params, labels, result, finished, _, *known in connection.execute(query, arguments):
         yield {
-            "params": {**values.readable(params), **values.readable(labels)},
-            "result": None if result is None else values.readable(result),
+            "params": {**readable(params), **readable(labels)},
+            "result": None if result is None else readable(result),
             **dict(zip(_KNOWN, known, strict=True)),
             "finished": when(finished),
         }

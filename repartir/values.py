@@ -5,8 +5,7 @@ refers to by number. What JSON has no form for is an object with the one key "!"
 
     {"!": "tuple", "v": [1, 2]}     {"!": "float", "v": "nan"}     {"!": "npy", "v": 0}     {"!": "pickle", "v": 1}
 
-`loads` gives back the value with all its types. `readable` gives what a person or another program may see of it, and never
-unpickles nor imports.
+`loads` gives back the value with all its types.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ Stored = str | bytes
 
 _MAGIC = b"RPV1"
 _SAFE_INT = 1 << 53  # other readers of JSON may have floats only
-_PRINTED_BITS = 4096  # Python refuses to print far longer numbers
 _PATHS = frozenset({"PurePosixPath", "PureWindowsPath", "PosixPath", "WindowsPath"})
 _PLAIN_SCALARS = "biuf"  # kinds of numpy's whose `item` is exact, up to 8 bytes
 _Form = Callable[[Any, "_Encoder"], Any]
@@ -60,14 +58,8 @@ def dumps(value: Any, what: str = "the value") -> Stored:
 
 def loads(stored: Stored) -> Any:
     """The value that `dumps` was given.  Raises what unpickling raises; ``ValueError`` for what `dumps` did not make."""
-    form, pieces = _split(stored)
-    return _Decoder(pieces).value(form)
-
-
-def readable(stored: Stored) -> Any:
-    """The value as JSON has it: arrays as nested lists, pickles as "<pickle, N bytes>".  Nothing is unpickled."""
-    form, pieces = _split(stored)
-    return _Reader(pieces).value(form)
+    form, pieces = split(stored)
+    return Decoder(pieces).value(form)
 
 
 def pickled(value: Any, what: str) -> bytes:
@@ -241,7 +233,7 @@ _FORMS: dict[type, _Form] = {
 }
 
 
-def _split(stored: Stored) -> tuple[Any, list[memoryview]]:
+def split(stored: Stored) -> tuple[Any, list[memoryview]]:
     if isinstance(stored, str):
         return json.loads(stored), []
     if not stored.startswith(_MAGIC):
@@ -266,7 +258,7 @@ def _look_up(module: str, qualname: str) -> Any:
     return found
 
 
-class _Decoder:
+class Decoder:
     """Forms back to values, with all their types."""
 
     def __init__(self, pieces: list[memoryview]) -> None:
@@ -348,68 +340,3 @@ class _Decoder:
 
     def _pickle(self, v: int, _: Any) -> Any:
         return pickle.loads(self.pieces[v])
-
-
-class _Reader(_Decoder):
-    """Forms to what JSON has, without pickle and imports.  Floats that JSON lacks are "nan", "inf" and "-inf"."""
-
-    def _int(self, v: str, _: Any) -> Any:
-        number = int(v, 16)
-        return number if number.bit_length() <= _PRINTED_BITS else v
-
-    def _float(self, v: str, _: Any) -> Any:
-        return v
-
-    def _complex(self, v: list[Any], _: Any) -> Any:
-        return str(super()._complex(v, _))
-
-    def _bytes(self, v: str, _: Any) -> Any:
-        return f"<bytes, {len(base64.b64decode(v))} bytes>"
-
-    def _dict(self, v: list[Any], _: Any) -> Any:
-        return {str(self.value(key)): self.value(item) for key, item in v}
-
-    def _tuple(self, v: list[Any], _: Any) -> Any:
-        return self.value(v)
-
-    _set = _frozenset = _tuple
-
-    def _datetime(self, v: str, _: Any) -> Any:
-        return v
-
-    _date = _time = _numpy_str = _datetime
-
-    def _path(self, v: str, form: Any) -> Any:
-        return v
-
-    def _timedelta(self, v: list[int], _: Any) -> Any:
-        return str(datetime.timedelta(*v))
-
-    def _enum(self, v: str, form: Any) -> Any:
-        return f"{form['class'].rpartition(':')[2]}.{v}"
-
-    def _scalar(self, v: Any, form: Any) -> Any:
-        return self.value(v)
-
-    def _numpy_bytes(self, v: str, _: Any) -> Any:
-        return self._bytes(v, _)
-
-    def _npy(self, v: int, _: Any) -> Any:
-        return _json_of(super()._npy(v, _).tolist())
-
-    def _npy_scalar(self, v: int, _: Any) -> Any:
-        return self._npy(v, _)
-
-    def _pickle(self, v: int, _: Any) -> Any:
-        return f"<pickle, {len(self.pieces[v])} bytes>"
-
-
-def _json_of(value: Any) -> Any:
-    """What ``ndarray.tolist`` gives, in JSON's terms."""
-    if isinstance(value, list | tuple):
-        return [_json_of(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

@@ -74,10 +74,9 @@ class Notebook:
 
 @pytest.fixture
 def notebook() -> Iterator[Callable[[], Notebook]]:
-    modules, cached = set(sys.modules), set(linecache.cache)
+    cached = set(linecache.cache)
     yield lambda: Notebook("notebook_of_a_test")
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    sys.modules.pop("notebook_of_a_test", None)
     for name in set(linecache.cache) - cached:
         del linecache.cache[name]
 

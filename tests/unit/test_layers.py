@@ -38,7 +38,8 @@ LAYERS = f"""
     messaging
     pool
     borrowed
-    functiondigest values durable checkpoints journalfile committer definitions journal journalreport journalmerge
+    syntaxtrees functiondigest values readable durable checkpoints
+    journalfile committer definitions journal journalreport journalmerge
     params space sweeprow tables plots results rungs rows sweeps
     moments sketch points student tally heap draws spans estimate montecarlo
     trace metrics top

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from repartir import values
+from repartir.readable import readable
 
 
 class Colour(enum.Enum):
@@ -107,7 +108,7 @@ nested = st.recursive(
 def test_a_value_comes_back_with_all_its_types(value: Any) -> None:
     stored = values.dumps(value)
     assert same(values.loads(stored), value)
-    json.dumps(values.readable(stored), allow_nan=False)
+    json.dumps(readable(stored), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_reading_for_people_runs_nothing(tmp_path: Path) -> None:
         {"bomb": Bomb(tmp_path / "exploded"), "colour": Colour.RED, "nan": math.nan, 3: b"abc"}
     )
     size = len(pickle.dumps(Bomb(tmp_path / "exploded"), 5))
-    assert values.readable(stored) == {
+    assert readable(stored) == {
         "bomb": f"<pickle, {size} bytes>",
         "colour": "Colour.RED",
         "nan": "nan",
@@ -201,7 +202,7 @@ def test_reading_for_people_runs_nothing(tmp_path: Path) -> None:
 
 def test_reading_an_enum_for_people_imports_nothing() -> None:
     form = {"!": "enum", "class": "no.such.module:Thing", "v": "A"}
-    assert values.readable(json.dumps(form)) == "Thing.A"
+    assert readable(json.dumps(form)) == "Thing.A"
     with pytest.raises(ModuleNotFoundError):
         values.loads(json.dumps(form))
 
