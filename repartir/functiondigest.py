@@ -158,7 +158,7 @@ class _Reader:
         """Add ``cls`` with all that it and its methods name."""
         name = cls.__qualname__
         names = _globals_of(cls)
-        node = self._sources.class_(cls, _files_of(cls))
+        node = self._sources.class_(cls, _methods_of(cls))
         if node is None:
             form = self._carried({key: value for key, value in vars(cls).items() if not key.startswith("__")})
             self._add(name, form, f"<no source> {form:.500}")
@@ -338,10 +338,14 @@ def _cell(cell: Any) -> Any:
         return None
 
 
-def _files_of(cls: type) -> list[str]:
-    """The files of the methods that were written in the class."""
+def _methods_of(cls: type) -> list[CodeType]:
+    """The code of what was written in the class."""
     codes = [fn.__code__ for member in vars(cls).values() for fn in _functions_in(member)]
-    return [code.co_filename for code in codes if code.co_qualname.startswith(f"{cls.__qualname__}.")]
+    return [
+        code
+        for code in codes
+        if code.co_qualname.startswith(f"{cls.__qualname__}.") and code.co_filename != "<string>"
+    ]
 
 
 def _functions_in(member: Any) -> Iterator[FunctionType]:

@@ -17,27 +17,24 @@ _NAMELESS = ("<string>", "<stdin>")  # of every `exec`, and of code that datacla
 _SILENT_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
 
+_Spot = tuple[int, str]  # the first line and the name of a function
+
+
 class Sources:
-    """Finds the tree of what runs; each file is read and parsed once."""
+    """Finds the tree of what runs; each file is read and parsed once.
+
+    A source that has changed since it was loaded is none: what is compiled from it is compared with what runs.
+    """
 
     def __init__(self) -> None:
         self._trees: dict[str, ast.Module | None] = {}
-        self._functions: dict[
-            str, dict[tuple[int, str], ast.AST]
-        ] = {}  # file → first line and name → its node
-
-    def _tree(self, filename: str) -> ast.Module | None:
-        if filename not in self._trees:
-            self._trees[filename] = None
-            if filename not in _NAMELESS:
-                linecache.checkcache(filename)
-                with contextlib.suppress(SyntaxError, ValueError):  # not Python: a template, say
-                    self._trees[filename] = ast.parse("".join(linecache.getlines(filename)))
-        return self._trees[filename]
+        self._functions: dict[str, dict[_Spot, ast.AST]] = {}  # of each file
+        self._codes: dict[str, dict[_Spot, list[CodeType]]] = {}
 
     def function(self, code: CodeType) -> ast.AST | None:
+        """The tree of a function or a lambda."""
         tree = self._tree(code.co_filename)
-        if tree is None:
+        if tree is None or not self._is_current(code, tree):
             return None
         if code.co_name == "<lambda>":
             return _lambda_of(code, tree)
@@ -49,14 +46,46 @@ class Sources:
             }
         return self._functions[code.co_filename].get((code.co_firstlineno, code.co_name))
 
-    def class_(self, cls: type, files: list[str]) -> ast.ClassDef | None:
+    def class_(self, cls: type, methods: list[CodeType]) -> ast.ClassDef | None:
+        """The tree of a class with these methods."""
         home = getattr(sys.modules.get(cls.__module__), "__file__", None)
-        files = [*files, *(_cells() if home is None else [home])]
-        for filename in files:
+        for filename in [*(code.co_filename for code in methods), *(_cells() if home is None else [home])]:
             tree = self._tree(filename)
-            if tree is not None and (found := _class_in(tree, cls.__qualname__.split("."))):
-                return found
+            found = None if tree is None else _class_in(tree, cls.__qualname__.split("."))
+            if tree is not None and found is not None:
+                here = [code for code in methods if code.co_filename == filename]
+                return found if all(self._is_current(code, tree) for code in here) else None
         return None
+
+    def _tree(self, filename: str) -> ast.Module | None:
+        if filename not in self._trees:
+            self._trees[filename] = None
+            if filename not in _NAMELESS:
+                linecache.checkcache(filename)
+                with contextlib.suppress(SyntaxError, ValueError):  # not Python: a template, say
+                    self._trees[filename] = ast.parse("".join(linecache.getlines(filename)))
+        return self._trees[filename]
+
+    def _is_current(self, code: CodeType, tree: ast.Module) -> bool:
+        if code.co_filename not in self._codes:
+            found = self._codes[code.co_filename] = {}
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT  # as notebooks do
+            with contextlib.suppress(SyntaxError, ValueError):
+                todo = [compile(tree, code.co_filename, "exec", flags, dont_inherit=True)]
+                while todo:
+                    one = todo.pop()
+                    found.setdefault((one.co_firstlineno, one.co_name), []).append(one)
+                    todo += [const for const in one.co_consts if isinstance(const, CodeType)]
+        same = self._codes[code.co_filename].get((code.co_firstlineno, code.co_name), ())
+        return any(_substance(code) == _substance(one) for one in same)
+
+
+def _substance(code: CodeType) -> tuple[object, ...]:
+    """What a function does, without where it stands."""
+    consts = [
+        _substance(const) if isinstance(const, CodeType) else constant_form(const) for const in code.co_consts
+    ]
+    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, consts
 
 
 def _cells() -> list[str]:

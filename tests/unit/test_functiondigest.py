@@ -295,6 +295,26 @@ def test_other_files_count_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize("name", ["f", "C().run", "g"])
+def test_a_file_that_changed_since_it_was_loaded_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It would be taken for what made the results, which the next program then runs."""
+    path = tmp_path / "digest_edited.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    program = "def f(x):\n    return x\nclass C:\n    def run(self): return 1\ng = lambda x: x\n"
+    path.write_text(program)
+    sys.modules.pop("digest_edited", None)
+    module = __import__("digest_edited")
+    before = describe_function(eval(name, vars(module)))
+    path.write_text(
+        program.replace("return x", "return -x").replace("return 1", "return 2").replace("x: x", "x: -x")
+    )
+    edited = describe_function(eval(name, vars(module)))
+    assert edited.digest != before.digest
+    assert "no source" in "".join(edited.parts.values())
+
+
 def test_a_function_without_source_is_known_by_its_bytecode() -> None:
     digests = []
     for text in ("lambda x: x + 1", "lambda x: x + 1", "lambda x: x + 2"):
