@@ -29,7 +29,7 @@ class _Reader(Decoder):
         return v
 
     def _complex(self, v: list[Any], _: Any) -> Any:
-        return str(super()._complex(v, _))
+        return str(complex(*(float(self.value(part)) for part in v)))
 
     def _bytes(self, v: str, _: Any) -> Any:
         return f"<bytes, {len(base64.b64decode(v))} bytes>"
