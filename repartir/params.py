@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 KEY_BYTES = 16
+_PADDED = "gG"
+"""Types of numpy some of whose bytes mean nothing."""
 
 
 class NoKeyError(TypeError):
@@ -135,7 +137,7 @@ def _(value: datetime.timedelta) -> bytes:
 
 @_canonical.register
 def _(value: np.ndarray) -> bytes:
-    if value.dtype.hasobject:
+    if value.dtype.hasobject or value.dtype.names or value.dtype.char in _PADDED:
         return _joined(b"O", [repr(value.shape).encode(), *map(canonical, value.ravel().tolist())])
     head = f"{np.lib.format.dtype_to_descr(value.dtype)}{value.shape}".encode()
     return _joined(b"a", [head, np.ascontiguousarray(value).tobytes()])

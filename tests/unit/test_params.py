@@ -48,6 +48,21 @@ def named(x: float) -> float:
     return x
 
 
+def with_padding(byte: int) -> Any:
+    kind = np.dtype({"names": ["a", "b"], "formats": ["i1", "i8"]}, align=True)
+    array = np.frombuffer(bytes([byte]) * kind.itemsize, kind).copy()
+    array["a"], array["b"] = 1, 2
+    return array
+
+
+def longdouble_with_padding(byte: int) -> Any:
+    """Of x86's 16 bytes the last six mean nothing."""
+    array = np.array([1.5], np.longdouble)
+    if np.finfo(np.longdouble).nmant == 63:
+        array.view(np.uint8)[10:] = byte
+    return array
+
+
 DIFFERENT: list[Any] = [
     None,
     1,
@@ -118,6 +133,8 @@ def test_different_values_have_different_forms() -> None:
         ([1, 2.0], [1.0, 2]),
         ({"a": 1, "b": 2}, {"b": 2.0, "a": True}),
         ({1, 2}, frozenset({2.0, 1})),
+        (with_padding(0x00), with_padding(0xFF)),
+        (longdouble_with_padding(0x00), longdouble_with_padding(0xFF)),
         (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3))),
     ],
     ids=repr,
