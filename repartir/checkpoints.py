@@ -20,8 +20,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
-
 from repartir import durable
 from repartir.diagnosis import describe, is_interruption
 from repartir.pickler import blake2b
@@ -133,6 +131,8 @@ def temporary_folder() -> Iterator[str]:
 
 def _began(pid: int) -> str:
     """When a process began, as the system counts it; "" if there is none."""
+    import psutil  # loads more than `import repartir` may
+
     try:
         return f"{psutil.Process(pid).create_time():.2f}"
     except psutil.Error:

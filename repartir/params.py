@@ -14,10 +14,11 @@ import numbers
 import os
 import types
 from collections.abc import Mapping, Set
-from hashlib import blake2s
 from typing import Any
 
 import numpy as np
+
+from repartir.pickler import blake2s
 
 KEY_BYTES = 16
 _PADDED = "gG"

@@ -23,11 +23,12 @@ from repartir.bindings import OwnedGlobals, make_function
 from repartir.inherited import OUT_OF_BAND_BYTES, InheritedArrays, inherited_array, newest_snapshot
 
 try:
-    from _blake2 import (
-        blake2b as blake2b,
-    )  # what hashlib has under this name, without loading OpenSSL for 5 to 10 ms
+    # What hashlib has under these names, without loading OpenSSL for 5 to 10 ms
+    from _blake2 import blake2b as blake2b
+    from _blake2 import blake2s as blake2s
 except ImportError:
     from hashlib import blake2b as blake2b
+    from hashlib import blake2s as blake2s
 
 PROTOCOL = 5
 _EMPTY = bytearray()
