@@ -17,7 +17,7 @@ from repartir import Executor, Interrupted, SerialExecutor, monte_carlo
 
 from . import seeded_tasks as tasks
 from .conftest import Make
-from .kinds import only_fork, ours, workers
+from .kinds import Kind, only_fork, ours, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 PINNED = [1477398836139994863, 2235712337323209092]
@@ -123,6 +123,13 @@ def test_deaths_and_retries_change_no_bit(make: Make, tmp_path: Path) -> None:
     dying = functools.partial(tasks.normals_or_die, tmp_path / "batches", 3)
     expected = monte_carlo(tasks.normals, 2000, seed=7, executor=SerialExecutor())
     assert monte_carlo(dying, 2000, seed=7, executor=executor) == expected
+
+
+@only_fork
+def test_an_executor_made_for_the_call_survives_a_death(kind: Kind, tmp_path: Path) -> None:
+    dying = functools.partial(tasks.normals_or_die, tmp_path / "batches", 1)
+    expected = monte_carlo(tasks.normals, 2000, seed=7, executor=SerialExecutor())
+    assert monte_carlo(dying, 2000, seed=7) == expected
 
 
 @ours

@@ -427,8 +427,14 @@ class TestErrors:
         ],
     )
     def test_of_arguments_come_before_any_work(
-        self, options: dict[str, Any], error: type[Exception], message: str, scipy: Any
+        self,
+        options: dict[str, Any],
+        error: type[Exception],
+        message: str,
+        request: pytest.FixtureRequest,
     ) -> None:
+        if options.get("points") == "sobol":
+            request.getfixturevalue("scipy")
         with pytest.raises(error, match=message):
             monte_carlo(lambda *_: pytest.fail("it was called"), **options)
 
