@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import os
 import signal
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,19 @@ def test_what_a_batch_raises_names_it(ex: Any) -> None:
 
 def _one_number(rng: Any, n: int) -> Any:
     return rng.random(n).mean()
+
+
+@workers
+def test_an_error_leaves_nothing_to_the_garbage_collector(ex: Any) -> None:
+    gc.disable()
+    try:
+        with pytest.raises(tasks.UnluckyError) as caught:
+            monte_carlo(tasks.unlucky, 100, seed=7, executor=ex)
+        reference = weakref.ref(caught.value)
+        del caught
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 @workers

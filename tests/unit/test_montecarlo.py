@@ -97,6 +97,7 @@ class TestResults:
     def test_of_dicts_by_key_before_or_after(self) -> None:
         est = monte_carlo(basket, 1000, seed=7)
         assert est.keys() == ("call", "spot")
+        assert dict(est) == {key: est[key] for key in est}
         assert est.mean["call"] == est["call"].mean == pytest.approx(8, abs=2)
         assert est.ci["spot"] == est["spot"].ci
         assert est.cov is None
