@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +70,9 @@ class Estimate:
     def keys(self) -> tuple[Any, ...]:
         """The keys of the function's dict that are estimated, () where it returned none."""
         return tuple(self._parts or ())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys())
 
     def __eq__(self, other: object) -> bool:
         """Whether all is the same to the last bit."""

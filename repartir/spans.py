@@ -74,13 +74,14 @@ class Spans:
             self._post()
             if self._taken in self._ready:
                 break
-            done, _ = concurrent.futures.wait(self._pending, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                self._settle(future)
+            self._wait()
         span, future = self._ready.pop(self._taken)
         self._taken = span.end
         self.raised = future.exception()
-        return span, future.result()
+        try:
+            return span, future.result()
+        finally:
+            del future  # the traceback of what it raises leads here
 
     def close(self, *, running: bool = False) -> None:
         """No more are wanted; with ``running`` those that run are stopped."""
@@ -89,6 +90,9 @@ class Spans:
                 future.cancel(running=running)
             else:
                 future.cancel()
+        self._pending.clear()
+        self._ready.clear()
+        self.raised = None  # its traceback leads back here
 
     def _post(self) -> None:
         """Post what keeps the workers busy; of an executor that runs calls at once, what is to be taken next."""
@@ -106,6 +110,11 @@ class Spans:
                 self._settle(future)
                 if self._taken in self._ready:
                     break
+
+    def _wait(self) -> None:
+        done, _ = concurrent.futures.wait(self._pending, return_when=concurrent.futures.FIRST_COMPLETED)
+        for future in done:
+            self._settle(future)
 
     def _settle(self, future: concurrent.futures.Future[Drawn]) -> None:
         span = self._pending.pop(future)

@@ -105,11 +105,10 @@ def replay(seed: Seed, *key: int) -> str:
         if seed.pool_size != np.random.SeedSequence(0).pool_size:
             parts.append(f"pool_size={seed.pool_size}")
         given = f"numpy.random.SeedSequence({', '.join(parts)})"
-    words = "".join(
-        f", 0x{word:04X}" if word in (MONTE_CARLO, SWEEP) and not at else f", {word}"
-        for at, word in enumerate(key)
-    )
-    return f"repartir.rng({given}{words})"
+    words = [str(word) for word in key]
+    if len(key) > 1 and key[0] in (MONTE_CARLO, SWEEP):
+        words[0] = f"0x{key[0]:04X}"
+    return f"repartir.rng({', '.join([str(given), *words])})"
 
 
 class Place(NamedTuple):

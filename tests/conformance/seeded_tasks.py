@@ -84,6 +84,14 @@ def normals_or_die(path: Path, times: int, rng: np.random.Generator, n: int) -> 
     return normals(rng, n)
 
 
+class UnluckyError(Exception):
+    """Can be referred to weakly."""
+
+
+def unlucky(rng: np.random.Generator, n: int) -> Any:
+    raise UnluckyError
+
+
 def estimate_inside(samples: int) -> Any:
     return repartir.monte_carlo(normals, samples, seed=7)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import os
 import signal
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from repartir import Executor, Interrupted, SerialExecutor, monte_carlo
 
 from . import seeded_tasks as tasks
 from .conftest import Make
-from .kinds import only_fork, ours, workers
+from .kinds import Kind, only_fork, ours, workers
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 PINNED = [1477398836139994863, 2235712337323209092]
@@ -125,6 +127,13 @@ def test_deaths_and_retries_change_no_bit(make: Make, tmp_path: Path) -> None:
     assert monte_carlo(dying, 2000, seed=7, executor=executor) == expected
 
 
+@only_fork
+def test_an_executor_made_for_the_call_survives_a_death(kind: Kind, tmp_path: Path) -> None:
+    dying = functools.partial(tasks.normals_or_die, tmp_path / "batches", 1)
+    expected = monte_carlo(tasks.normals, 2000, seed=7, executor=SerialExecutor())
+    assert monte_carlo(dying, 2000, seed=7) == expected
+
+
 @ours
 @pytest.mark.parametrize("fn", [tasks.normals, tasks.mixture], ids=["numbers", "dict"])
 def test_estimates_are_the_same_to_the_last_bit(ex: Any, fn: Any) -> None:
@@ -186,6 +195,19 @@ def test_what_a_batch_raises_names_it(ex: Any) -> None:
 
 def _one_number(rng: Any, n: int) -> Any:
     return rng.random(n).mean()
+
+
+@workers
+def test_an_error_leaves_nothing_to_the_garbage_collector(ex: Any) -> None:
+    gc.disable()
+    try:
+        with pytest.raises(tasks.UnluckyError) as caught:
+            monte_carlo(tasks.unlucky, 100, seed=7, executor=ex)
+        reference = weakref.ref(caught.value)
+        del caught
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 @workers

@@ -285,6 +285,27 @@ def test_in_words(done: int, total: int | None, elapsed_s: float, expected: str)
     assert line("fit", done, total, elapsed_s) == expected
 
 
+def test_a_note_ends_the_line() -> None:
+    assert line("fit", 3, 10, 0.0, "0.5 ± 0.1") == "fit: 3 of 10 (30 %), 0.5 ± 0.1"
+
+
+def test_a_note_is_asked_for_when_something_is_shown(terminal: Terminal, clock: Clock) -> None:
+    asked: list[int] = []
+
+    def note() -> str:
+        asked.append(made.done)
+        return f"mean {made.done}"
+
+    with reporter(True, "fit", 30, clock=clock, stream=terminal) as made:
+        made.note = note
+        made.step(10)
+        assert asked == []
+        clock.now += REFRESH_S
+        made.step(10)
+        assert asked == [20]
+    assert "mean 20" in terminal.text
+
+
 def test_a_step_costs_little() -> None:
     """The least of several runs, in CPU time; the clock is the real one."""
     if sys.gettrace() is not None:

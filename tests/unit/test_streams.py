@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
@@ -95,3 +96,66 @@ class TestTaskRng:
             thread.start()
             thread.join()
         assert len(seen) == 1
+
+
+class Model:
+    def run(self, item: int, rng: Any = None) -> Any:
+        return rng
+
+    def __call__(self, item: int, *, rng: Any) -> Any:
+        return rng
+
+    def plain(self, item: int) -> int:
+        return item
+
+
+def positional(rng: Any, /) -> None: ...
+
+
+def anything(**options: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        (Model().run, True),
+        (Model(), True),
+        (Model().plain, False),
+        (lambda item, rng: item, True),
+        (lambda item: item, False),
+        (functools.partial(Model().run, 1), True),
+        (functools.partial(Model().run, rng=1), False),
+        (functools.partial(functools.partial(Model().run, rng=1), 2), False),
+        (functools.partial(lambda rng, item: item, 1), False),
+        (positional, False),
+        (anything, False),
+        (abs, False),
+        (dict, False),
+        (np.add, False),
+    ],
+)
+def test_which_functions_take_a_generator(fn: Any, expected: bool) -> None:
+    assert streams.takes_rng(fn) is expected
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (7, "repartir.rng(7, 0x6D63, 812)"),
+        ((7, 8), "repartir.rng((7, 8), 0x6D63, 812)"),
+        (np.random.SeedSequence(7), "repartir.rng(numpy.random.SeedSequence(7), 0x6D63, 812)"),
+        (
+            np.random.SeedSequence([7, 8], spawn_key=(1,), pool_size=8),
+            "repartir.rng(numpy.random.SeedSequence([7, 8], spawn_key=(1,), pool_size=8), 0x6D63, 812)",
+        ),
+    ],
+)
+def test_a_replay_is_what_users_type(seed: Any, expected: str) -> None:
+    text = streams.replay(streams.settled(seed), streams.MONTE_CARLO, 812)
+    assert text == expected
+    assert first(eval(text, {"repartir": repartir, "numpy": np})) == first(repartir.rng(seed, 0x6D63, 812))
+
+
+def test_an_item_of_that_number_is_no_batch() -> None:
+    assert streams.replay(7, streams.MONTE_CARLO) == "repartir.rng(7, 28003)"
+    assert first(repartir.rng(7, 28003)) != first(repartir.rng(7, 28003, 0))
