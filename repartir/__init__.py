@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from repartir.checkpoints import checkpoint, restored
     from repartir.errors import (
         Interrupted,
+        JournalError,
         JournalMismatch,
         MemoryLimitExceeded,
         NestingTooDeep,
@@ -39,6 +40,7 @@ __all__ = [
     "Executor",
     "Future",
     "Interrupted",
+    "JournalError",
     "JournalMismatch",
     "MemoryLimitExceeded",
     "NestingTooDeep",

@@ -17,6 +17,7 @@ NAMES = [
     "Executor",
     "Future",
     "Interrupted",
+    "JournalError",
     "JournalMismatch",
     "MemoryLimitExceeded",
     "NestingTooDeep",
