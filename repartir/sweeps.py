@@ -15,14 +15,13 @@ from repartir.checkpoints import temporary_folder
 from repartir.errors import Interrupted
 from repartir.journal import Journal, OnChange
 from repartir.ledger import name_of
-from repartir.params import params_key
 from repartir.portable import set_attribute
 from repartir.progress import Reporter, reporter
 from repartir.progress import Told as ProgressTold
 from repartir.results import SweepResult
 from repartir.rows import Item, RowCall, Told, in_words
 from repartir.rungs import Halving
-from repartir.space import Space, as_points, label_of
+from repartir.space import Space, as_points, key_of
 from repartir.streams import Seed, Seedlike, settled, takes_rng
 from repartir.sweeprow import SweepRow
 
@@ -93,7 +92,7 @@ def sweep(
                 points = _points(fn, space, known.seed, rungs)
             settled_seed, folder = known.seed, known.checkpoints
         call = RowCall(fn, settled_seed, folder, takes_rng=takes_rng(fn))
-        run = _Run(call, repeats, on_error, on_row, shown, known)
+        run = _Run(call, repeats, on_error, on_row, shown, known, None if rungs is None else rungs.name)
         try:
             with shown, executor_for(executor) as ex:
                 _climb(run, ex, points, rungs)
@@ -147,6 +146,7 @@ class _Run:
         on_row: Callable[[SweepRow], object] | None,
         shown: Reporter,
         journal: Journal | None,
+        resource: str | None,
     ) -> None:
         self._call = call
         self._repeats = repeats
@@ -154,6 +154,7 @@ class _Run:
         self._on_row = on_row
         self._shown = shown
         self._journal = journal
+        self._resource = resource
         self._known = {} if journal is None else journal.finished()
         self._rows: dict[int, SweepRow] = {}
         self._begun = 0
@@ -163,7 +164,7 @@ class _Run:
         """Run all repeats of these points; the rows of each.  Raises the error of a row if that is to stop the sweep."""
         items = [
             Item(point, key, repeat)
-            for point, key in zip(points, map(_key_of, points), strict=True)
+            for point, key in zip(points, map(key_of, points), strict=True)
             for repeat in range(self._repeats)
         ]
         base, self._begun = self._begun, self._begun + len(items)
@@ -188,7 +189,7 @@ class _Run:
     def result(self) -> SweepResult:
         """What has finished so far."""
         rows = [self._rows[number] for number in sorted(self._rows)]
-        return SweepResult(rows, self._call.seed, total=self._shown.total or 0)
+        return SweepResult(rows, self._call.seed, total=self._shown.total or 0, resource=self._resource)
 
     def _finish(self, number: int, item: Item, row: SweepRow) -> None:
         if self._journal is not None:
@@ -212,10 +213,6 @@ class _Run:
         self._shown.step()
 
 
-def _key_of(point: Mapping[str, Any]) -> bytes:
-    return params_key({name: label_of(value) for name, value in point.items()})
-
-
 def _check(fn: Any, repeats: Any, on_error: str, on_row: Any, rungs: Any) -> None:
     if not callable(fn):
         raise TypeError(f"sweep() needs a function to call, not {type(fn).__name__}")
@@ -234,7 +231,7 @@ def _check_points(fn: Callable[..., Any], points: Points) -> None:
     seen: dict[bytes, int] = {}
     shapes = set()
     for index, point in enumerate(points):
-        first = seen.setdefault(_key_of(point), index)
+        first = seen.setdefault(key_of(point), index)
         if first != index:
             raise ValueError(
                 f"points {first} and {index} of the space are the same: {in_words(point)} (1, 1.0 and True are equal, "
