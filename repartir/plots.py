@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_MOST_TICKS = 16
+
 
 class Drawn(NamedTuple):
     """A row as the picture needs it."""
@@ -85,8 +87,8 @@ def _map(ax: Any, rows: Sequence[Drawn], x: str, y: str, label: str) -> None:
             if found:
                 cells[line, column] = math.fsum(found) / len(found)
     image = ax.imshow(cells, origin="lower", aspect="auto")
-    ax.set_xticks(range(len(columns)), [_text(value) for value in columns])
-    ax.set_yticks(range(len(lines)), [_text(value) for value in lines])
+    ax.set_xticks(*_ticks(columns))
+    ax.set_yticks(*_ticks(lines))
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.figure.colorbar(image, ax=ax, label=label)
@@ -100,6 +102,12 @@ def _values(rows: Sequence[Drawn], name: str) -> list[Any]:
         if not any(_same(value, other) for other in found):
             found.append(value)
     return sorted(found) if all(map(_is_number, found)) else found
+
+
+def _ticks(values: Sequence[Any]) -> tuple[Sequence[int], list[str]]:
+    """Places and texts for the cells of an axis: all, or each second, third, … where they would overlap."""
+    at = range(0, len(values), math.ceil(len(values) / _MOST_TICKS))
+    return at, [_text(values[place]) for place in at]
 
 
 def _positions(values: Sequence[Any]) -> tuple[Sequence[Any], list[str] | None]:

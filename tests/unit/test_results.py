@@ -220,6 +220,13 @@ class TestPlot:
         assert np.isnan(image.get_array().filled(np.nan)[2, 0])
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("x", "y")
 
+    def test_only_so_many_cells_of_a_heat_map_are_labelled_as_there_is_room_for(self) -> None:
+        rows = [row({"a": a, "b": b}, a) for a in range(31) for b in range(3)]
+        axes = found(*rows).plot()
+        assert axes.get_xticks().tolist() == list(range(0, 31, 2))
+        assert [label.get_text() for label in axes.get_xticklabels()] == list(map(str, range(0, 31, 2)))
+        assert axes.get_yticks().tolist() == [0, 1, 2]
+
     def test_of_three_one_says_which(self) -> None:
         rows = found(*(row({"a": a, "b": b, "c": c}, a + c) for a in (1, 2) for b in (1, 2) for c in (1, 2)))
         with pytest.raises(ValueError, match=r"3 parameters have several values \(a, b, c\)"):
