@@ -1,7 +1,6 @@
 """(b) An ML engineer, notebook cells: scikit-learn, joblib, Optuna.
 
-Nothing is guarded by `if __name__ == "__main__"`.  What the promise says about each [B…] is asserted beside it.  Not here
-yet, since they are not built: sweep and grid [B3–B9].
+Nothing is guarded by `if __name__ == "__main__"`.  What the promise says about each [B…] is asserted beside it.
 """
 
 # %%
@@ -12,6 +11,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import as_completed
+from importlib.util import find_spec
 from pathlib import Path
 
 import joblib
@@ -39,21 +39,99 @@ assert not ex.submit(lambda array: array.flags.writeable, Xs).result()
 # %%
 def fit(lr, depth, hidden=(64,), rng=None):
     m = HGB(learning_rate=lr, max_depth=depth, max_iter=5, random_state=int(rng.integers(2**31)))
-    return {"acc": cross_val_score(m, Xs, y, cv=3).mean(), "lr_used": lr}
+    return {"acc": cross_val_score(m, Xs, y, cv=3).mean(), "lr_used": lr, "state": m.random_state}
 
 
 first = ex.submit(fit, 0.1, 4, rng=np.random.default_rng(7)).result()
 assert first == fit(0.1, 4, rng=np.random.default_rng(7))
 
 
+space = repartir.grid(lr=[0.01, 0.1, 1], depth=[2, 4], hidden=[[64], [64, 64]])  # [B4] lists, as other values
+told = []
+res = repartir.sweep(
+    fit, space, repeats=2, executor=ex, journal="run.db", progress=lambda *args: told.append(args)
+)
+assert (len(res), told[-1]) == (24, (24, 24))
+assert res[1].params == {"lr": 0.01, "depth": 2, "hidden": [64]}
+assert (res[1].repeat, res[2].params["hidden"]) == (
+    1,
+    [64, 64],
+)  # in the order of the space, repeats together
+# [B3] fit(**params), and rng=, since fit names it: the stream of the row's parameters and repeat
+alone = repartir.sweep(fit, [res[5].params], repeats=2, seed=res.seed, executor=ex)
+assert [row.result for row in alone] == [row.result for row in res.rows[4:6]]
+assert alone[0].result != alone[1].result
+
+# %%  runs the cell again [B5]: the journal has the seed and the rows, so nothing is left to do
+computed = []
+again = repartir.sweep(fit, space, repeats=2, executor=ex, journal="run.db", on_row=computed.append)
+assert (again.seed, again.rows, computed) == (res.seed, res.rows, [])
+
+# %% [B6] the point whose mean over the repeats is best: of losses the least, unless it is told
+best, worst = res.best("acc", mode="max"), res.best("acc")
+means = [np.mean([row.result["acc"] for row in res.rows[first : first + 2]]) for first in range(0, 24, 2)]
+assert (best.mean, worst.mean) == (max(means), min(means))
+assert [row.params for row in best.rows] == [best.params] * 2
+
+# %% [B7] a row a repeat; parameters, repeat, results, then what is known of the row
+if find_spec("pandas"):
+    df = res.to_dataframe()
+    assert list(df) == [
+        "lr",
+        "depth",
+        "hidden",
+        "repeat",
+        "acc",
+        "lr_used",
+        "state",
+        "seconds",
+        "worker",
+        "attempts",
+        "error",
+    ]
+    assert df.groupby(["lr", "depth"]).acc.mean().shape == (6,)
+    clash = repartir.sweep(
+        lambda seconds: {"worker": "me", "seconds": 2 * seconds}, repartir.grid(seconds=[1]), executor=ex
+    ).to_dataframe()
+    assert list(clash) == [
+        *("seconds", "repeat", "result.worker", "result.seconds"),
+        *("row.seconds", "worker", "attempts", "error"),
+    ]
+
+
 # %%  edits fit, runs the cell again [B10]: the one that runs is the newest
 def fit(lr, depth, hidden=(64,), rng=None):
     m = HGB(learning_rate=lr, max_depth=depth, max_iter=5, random_state=int(rng.integers(2**31)))
-    return {"acc": cross_val_score(m, Xs, y, cv=3).mean(), "lr_used": lr, "edited": True}
+    return {
+        "acc": cross_val_score(m, Xs, y, cv=3).mean(),
+        "lr_used": lr,
+        "state": m.random_state,
+        "edited": True,
+    }
 
 
 again = ex.submit(fit, 0.1, 4, rng=np.random.default_rng(7)).result()
 assert again == {**first, "edited": True}
+
+# %% [B8] the journal has rows of the fit that was: the error names what has changed in it, and what to do
+wider = repartir.grid(lr=[0.003, 0.01, 0.1, 1], depth=[2, 4], hidden=[[64], [64, 64]])
+try:
+    repartir.sweep(fit, wider, repeats=2, executor=ex, journal="run.db")
+except repartir.JournalMismatch as error:
+    assert "fit is another function" in str(error)
+    assert (
+        "+    return {'acc': cross_val_score(m, Xs, y, cv=3).mean(), 'lr_used': lr, 'state': m.random_state, 'edited': True}"
+        in str(error)
+    )
+    assert 'on_change="rerun"' in str(error)
+else:
+    raise AssertionError("a changed function is noticed")
+rerun = repartir.sweep(
+    fit, wider, repeats=2, executor=ex, journal="run.db", on_change="rerun", on_row=computed.append
+)
+assert len(computed) == len(rerun) == 32
+# [B9] streams go by parameters, not by places: the 24 old rows have the random numbers that they had
+assert [row.result for row in rerun.rows[8:]] == [{**row.result, "edited": True} for row in res]
 
 # %%
 study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
