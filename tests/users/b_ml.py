@@ -53,10 +53,7 @@ res = repartir.sweep(
 )
 assert (len(res), told[-1]) == (24, (24, 24))
 assert res[1].params == {"lr": 0.01, "depth": 2, "hidden": [64]}
-assert (res[1].repeat, res[2].params["hidden"]) == (
-    1,
-    [64, 64],
-)  # in the order of the space, repeats together
+assert (res[1].repeat, res[2].params["hidden"]) == (1, [64, 64])  # in the space's order, repeats together
 # [B3] fit(**params), and rng=, since fit names it: the stream of the row's parameters and repeat
 alone = repartir.sweep(fit, [res[5].params], repeats=2, seed=res.seed, executor=ex)
 assert [row.result for row in alone] == [row.result for row in res.rows[4:6]]
@@ -76,27 +73,15 @@ assert [row.params for row in best.rows] == [best.params] * 2
 # %% [B7] a row a repeat; parameters, repeat, results, then what is known of the row
 if find_spec("pandas"):
     df = res.to_dataframe()
-    assert list(df) == [
-        "lr",
-        "depth",
-        "hidden",
-        "repeat",
-        "acc",
-        "lr_used",
-        "state",
-        "seconds",
-        "worker",
-        "attempts",
-        "error",
-    ]
+    of_row = ["seconds", "worker", "attempts", "error"]
+    assert list(df) == ["lr", "depth", "hidden", "repeat", "acc", "lr_used", "state", *of_row]
     assert df.groupby(["lr", "depth"]).acc.mean().shape == (6,)
-    clash = repartir.sweep(
-        lambda seconds: {"worker": "me", "seconds": 2 * seconds}, repartir.grid(seconds=[1]), executor=ex
-    ).to_dataframe()
-    assert list(clash) == [
-        *("seconds", "repeat", "result.worker", "result.seconds"),
-        *("row.seconds", "worker", "attempts", "error"),
-    ]
+    same_names = repartir.sweep(
+        lambda seconds: {"seconds": 2 * seconds, "worker": "me"}, repartir.grid(seconds=[1]), executor=ex
+    )
+    clash = same_names.to_dataframe()
+    assert clash.loc[0, ["seconds", "result.seconds", "result.worker"]].tolist() == [1, 2, "me"]
+    assert list(clash)[4:] == ["row.seconds", *of_row[1:]]
 
 
 # %%  edits fit, runs the cell again [B10]: the one that runs is the newest
@@ -119,10 +104,7 @@ try:
     repartir.sweep(fit, wider, repeats=2, executor=ex, journal="run.db")
 except repartir.JournalMismatch as error:
     assert "fit is another function" in str(error)
-    assert (
-        "+    return {'acc': cross_val_score(m, Xs, y, cv=3).mean(), 'lr_used': lr, 'state': m.random_state, 'edited': True}"
-        in str(error)
-    )
+    assert "'state': m.random_state, 'edited': True}" in str(error)
     assert 'on_change="rerun"' in str(error)
 else:
     raise AssertionError("a changed function is noticed")
