@@ -62,12 +62,16 @@ class Best:
 class SweepResult:
     """The rows of a sweep, in the order of its space, the repeats of a point together."""
 
-    def __init__(self, rows: Sequence[SweepRow], seed: Seed, *, total: int) -> None:
+    def __init__(
+        self, rows: Sequence[SweepRow], seed: Seed, *, total: int, resource: str | None = None
+    ) -> None:
         self.rows = tuple(rows)
         self.seed = seed
         """What all random streams of the sweep were made from."""
         self.total = total
         """So many rows the whole sweep has; an interrupted one has fewer."""
+        self.resource = resource
+        """The parameter that the rungs of `halving` set; None in a sweep without rungs."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,7 +95,8 @@ class SweepResult:
     def best(self, metric: str | Callable[[Any], float] | None = None, mode: str = "min") -> Best:
         """The point whose metric is best in the mean over its repeats.
 
-        Points with a row that failed, or whose metric is nan there, are none.
+        Points with a row that failed, or whose metric is nan there, are none; and of a sweep with rungs those of the last
+        rung alone are, since the many with less of the resource have more luck.
 
         Args:
             metric: the name of an entry of the result, a function of the result, or None for results that are numbers.
@@ -103,6 +108,9 @@ class SweepResult:
         points = [point for point in self.points() if point.holds(metric)]
         if not points:
             raise ValueError(f"no finished row has {_named(metric)}: {self._known()}")
+        if self.resource is not None:
+            most = max(point.rows[0].params[self.resource] for point in points)
+            points = [point for point in points if point.rows[0].params[self.resource] == most]
         chosen = min(points, key=lambda point: sign * point.mean(metric))
         values = [value_of(row.result, metric) for row in chosen.rows]
         spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan

@@ -87,7 +87,7 @@ def sweep(
                 points = _points(fn, space, known.seed, rungs)
             settled_seed = known.seed
         call = RowCall(fn, settled_seed, takes_rng=takes_rng(fn))
-        run = _Run(call, repeats, on_error, on_row, shown, known)
+        run = _Run(call, repeats, on_error, on_row, shown, known, None if rungs is None else rungs.name)
         try:
             with shown, executor_for(executor) as ex:
                 _climb(run, ex, points, rungs)
@@ -141,6 +141,7 @@ class _Run:
         on_row: Callable[[SweepRow], object] | None,
         shown: Reporter,
         journal: Journal | None,
+        resource: str | None,
     ) -> None:
         self._call = call
         self._repeats = repeats
@@ -148,6 +149,7 @@ class _Run:
         self._on_row = on_row
         self._shown = shown
         self._journal = journal
+        self._resource = resource
         self._known = {} if journal is None else journal.finished()
         self._rows: dict[int, SweepRow] = {}
         self._begun = 0
@@ -182,7 +184,7 @@ class _Run:
     def result(self) -> SweepResult:
         """What has finished so far."""
         rows = [self._rows[number] for number in sorted(self._rows)]
-        return SweepResult(rows, self._call.seed, total=self._shown.total or 0)
+        return SweepResult(rows, self._call.seed, total=self._shown.total or 0, resource=self._resource)
 
     def _finish(self, number: int, item: Item, row: SweepRow) -> None:
         if self._journal is not None:

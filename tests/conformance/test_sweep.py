@@ -287,6 +287,15 @@ class TestHalving:
         assert found.best().params == {"lr": pytest.approx(0.3), "epochs": 9}
         assert [row.params["lr"] for row in found[9:12]] == pytest.approx([0.2, 0.3, 0.4])
 
+    def test_the_best_is_one_that_went_on_to_the_end(self, ex: Any) -> None:
+        def lucky(epochs: int, x: int) -> float:
+            return -10 if (epochs, x) == (1, 0) else 1 / epochs
+
+        found = sweep(lucky, grid(x=range(4)), executor=ex, rungs=halving("epochs", [1, 2, 4]))
+        assert found[0].result == -10
+        assert found.best().params == {"x": 0, "epochs": 4}
+        assert found.best().mean == 0.25
+
     def test_points_that_failed_do_not(self, ex: Any) -> None:
         rungs = halving("epochs", [1, 2], metric="score", mode="max")
 
