@@ -17,10 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from repartir.params import params_key
 from repartir.streams import Seed, Seedlike, rng, settled
 
 SAMPLED = 0x7370
 """The first word of the keys of the streams that points are drawn from: (SAMPLED, which space of the whole, which point)."""
+
+_MOST_DRAWS = 10_000
+"""So often a point is drawn, until it is a new one."""
 
 Values = Sequence[Any]
 
@@ -72,6 +76,11 @@ def label_of(value: Any) -> Any:
     return value.label if type(value) is Labelled else value
 
 
+def key_of(point: Mapping[str, Any]) -> bytes:
+    """The key of a point's labels and values, which equal points share.  Raises ``TypeError`` for a value without one."""
+    return params_key({name: label_of(value) for name, value in point.items()})
+
+
 def grid(**values: Iterable[Any]) -> Space:
     """Every combination of the values; the last name varies fastest.
 
@@ -98,11 +107,13 @@ def zipped(**values: Iterable[Any]) -> Space:
 
 
 def sampled(n: int, /, **dists: Any) -> Space:
-    """``n`` points drawn at random from the seed of the sweep: point i is the same for any n.
+    """``n`` different points drawn at random from the seed of the sweep: point i is the same for any n.
 
     Args:
         dists: for each parameter an iterable of values (or a dict with labels) to choose from, a function that draws from a
             ``numpy.random.Generator``, or a frozen distribution of scipy.
+
+    A sweep raises ``ValueError`` where there are not so many.
     """
     return _Sampled(_count("sampled", n), {name: _drawing(name, dist) for name, dist in _named(dists)})
 
@@ -206,10 +217,21 @@ class _Sampled(Space):
         return self._n
 
     def _points(self, seed: Seed, places: Iterator[int]) -> Iterator[dict[str, Any]]:
-        place = next(places)
+        place, drawn = next(places), set[bytes]()
         for index in range(self._n):
-            generator = rng(seed, SAMPLED, place, index)
-            yield {name: draw(generator) for name, draw in self._draws.items()}
+            yield self._new(rng(seed, SAMPLED, place, index), drawn)
+
+    def _new(self, generator: np.random.Generator, drawn: set[bytes]) -> dict[str, Any]:
+        """A point that is not among those drawn."""
+        for _ in range(_MOST_DRAWS):
+            point = {name: draw(generator) for name, draw in self._draws.items()}
+            if (key := key_of(point)) not in drawn:
+                drawn.add(key)
+                return point
+        raise ValueError(
+            f"sampled({self._n}, {', '.join(self.names)}) found only {len(drawn)} different points: draw fewer, or take "
+            "grid(), which has them all"
+        )
 
 
 class _Hypercube(Space):

@@ -13,14 +13,13 @@ from repartir.borrowed import AnyExecutor, check_executor, executor_for
 from repartir.errors import Interrupted
 from repartir.journal import Journal, OnChange
 from repartir.ledger import name_of
-from repartir.params import params_key
 from repartir.portable import set_attribute
 from repartir.progress import Reporter, reporter
 from repartir.progress import Told as ProgressTold
 from repartir.results import SweepResult, SweepRow
 from repartir.rows import Item, RowCall, Told, in_words
 from repartir.rungs import Halving
-from repartir.space import Space, as_points, label_of
+from repartir.space import Space, as_points, key_of
 from repartir.streams import Seed, Seedlike, settled, takes_rng
 
 ON_ERROR = ("raise", "keep", "skip")
@@ -159,7 +158,7 @@ class _Run:
         """Run all repeats of these points; the rows of each.  Raises the error of a row if that is to stop the sweep."""
         items = [
             Item(point, key, repeat)
-            for point, key in zip(points, map(_key_of, points), strict=True)
+            for point, key in zip(points, map(key_of, points), strict=True)
             for repeat in range(self._repeats)
         ]
         base, self._begun = self._begun, self._begun + len(items)
@@ -208,10 +207,6 @@ class _Run:
         self._shown.step()
 
 
-def _key_of(point: Mapping[str, Any]) -> bytes:
-    return params_key({name: label_of(value) for name, value in point.items()})
-
-
 def _check(fn: Any, repeats: Any, on_error: str, on_row: Any, rungs: Any) -> None:
     if not callable(fn):
         raise TypeError(f"sweep() needs a function to call, not {type(fn).__name__}")
@@ -230,7 +225,7 @@ def _check_points(fn: Callable[..., Any], points: Points) -> None:
     seen: dict[bytes, int] = {}
     shapes = set()
     for index, point in enumerate(points):
-        first = seen.setdefault(_key_of(point), index)
+        first = seen.setdefault(key_of(point), index)
         if first != index:
             raise ValueError(
                 f"points {first} and {index} of the space are the same: {in_words(point)} (1, 1.0 and True are equal, "

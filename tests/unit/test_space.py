@@ -94,6 +94,16 @@ class TestSampled:
         assert draw(9, 1)[:5] == draw(5, 1) != draw(5, 2)
         assert list(sampled(3, a=Uniform())) != list(sampled(3, a=Uniform()))
 
+    def test_no_point_is_drawn_twice(self) -> None:
+        def draw(n: int) -> list[tuple[Any, ...]]:
+            space = sampled(n, depth=[2, 4, 8], model={"a": object(), "b": object(), "c": object()})
+            return [(point["depth"], point["model"].label) for point in points(space)]
+
+        assert len(set(draw(9))) == 9
+        assert draw(9)[:5] == draw(5)
+        with pytest.raises(ValueError, match=r"sampled\(10, depth, model\) found only 9 different points"):
+            draw(10)
+
     def test_parts_of_a_space_are_drawn_apart(self) -> None:
         part = sampled(5, a=lambda rng: rng.random())
         drawn = [point["a"] for point in points(part + part)]
