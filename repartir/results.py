@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -56,7 +56,13 @@ class SweepResult:
     def __iter__(self) -> Iterator[SweepRow]:
         return iter(self.rows)
 
-    def __getitem__(self, index: int) -> SweepRow:
+    @overload
+    def __getitem__(self, index: int) -> SweepRow: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SweepRow, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> SweepRow | tuple[SweepRow, ...]:
         return self.rows[index]
 
     def __repr__(self) -> str:
