@@ -121,8 +121,8 @@ def sampled(n: int, /, **dists: Any) -> Space:
 def latin_hypercube(n: int, /, **dists: Any) -> Space:
     """``n`` points drawn from the seed of the sweep, each parameter spread evenly: one value in each n-th of its range.
 
-    Source: McKay, Beckman, Conover 1979.  Over lists alone two points may be the same, which a sweep refuses: that is for `grid`
-    and `sampled`.
+    Source: McKay, Beckman, Conover 1979.  Over lists alone two points may be the same, which a sweep refuses: take `grid` or
+    `sampled` then.
 
     Args:
         dists: for each parameter an iterable of values (or a dict with labels), or a distribution that has ``ppf``, as the

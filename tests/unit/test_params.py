@@ -107,7 +107,9 @@ DIFFERENT: list[Any] = [
 
 
 def test_different_values_have_different_forms() -> None:
-    assert len({canonical(value) for value in DIFFERENT}) == len(DIFFERENT)
+    forms = {canonical(value) for value in DIFFERENT}
+    assert len(forms) == len(DIFFERENT)
+    assert {type(form) for form in forms} == {bytes}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,11 @@ def test_equal_means_equal(one: Any, two: Any) -> None:
 def test_a_value_that_has_no_key_is_named_with_a_remedy(value: Any) -> None:
     with pytest.raises(TypeError, match=r"parameter model=.* give each a label, as in grid\(model="):
         params_key({"model": value})
+
+
+def test_a_long_value_is_shortened() -> None:
+    with pytest.raises(TypeError, match=r"parameter x=\[<.{55}\.\.\. cannot be told"):
+        params_key({"x": [Opaque()] * 100})
 
 
 def test_so_is_a_function_without_a_name() -> None:
