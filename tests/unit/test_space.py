@@ -146,9 +146,9 @@ class TestLatinHypercube:
 
 class TestJoined:
     def test_product(self) -> None:
-        space = grid(a=[1, 2]) * zipped(b=[3, 4], c=[5, 6])
-        assert points(space) == [{"a": a, "b": b, "c": b + 2} for a in (1, 2) for b in (3, 4)]
-        assert (len(space), space.names) == (4, ("a", "b", "c"))
+        space = grid(a=[1, 2, 7]) * zipped(b=[3, 4], c=[5, 6])
+        assert points(space) == [{"a": a, "b": b, "c": b + 2} for a in (1, 2, 7) for b in (3, 4)]
+        assert (len(space), space.names) == (6, ("a", "b", "c"))
 
     def test_a_drawn_part_of_a_product_is_drawn_once(self) -> None:
         drawn = points(grid(a=[1, 2]) * sampled(3, b=lambda rng: rng.random()))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import repartir
-from repartir import streams
+from repartir import space, streams
 
 PINNED = [3138880660645954791, 2504868544887212445, 3079936659316455617]
 
@@ -20,6 +20,9 @@ def first(generator: np.random.Generator) -> list[int]:
 class TestRng:
     def test_the_bits_are_pinned(self) -> None:
         assert first(repartir.rng(7, 0x6D63, 812)) == PINNED
+
+    def test_the_tags_of_keys_are_pinned(self) -> None:
+        assert (streams.MONTE_CARLO, streams.SWEEP, space.SAMPLED) == (0x6D63, 0x7377, 0x7370)
 
     def test_they_are_those_of_numpy(self) -> None:
         sequence = np.random.SeedSequence(7, spawn_key=(1, 2))
