@@ -125,6 +125,20 @@ class TestRows:
         assert {id(row) for row in rows} == {id(row) for row in found}
         assert told[-1] == (50, 50)
 
+    def test_what_a_row_does_to_its_values_shows_in_no_other(self, ex: Any) -> None:
+        layers, start = [1], np.zeros(2)
+        space = grid(layers=[layers], start=[start], model={"a": tasks.Model()}, x=range(40))
+        found = sweep(tasks.changes_all, space, repeats=2, executor=ex)
+        assert {row.result for row in found} == {(2, 1.0, 1)}
+        assert all(row.params["layers"] == [1] for row in found)
+        assert layers == [1]
+        assert not start.any()
+
+    def test_a_value_that_nobody_can_copy_is_shared_in_place(self, kind: Any) -> None:
+        with repartir.SerialExecutor() as serial:
+            found = sweep(tasks.identity, grid(x={"lock": (lock := threading.Lock())}), executor=serial)
+        assert found[0].result is lock
+
     def test_arrays_as_results(self, ex: Any) -> None:
         found = sweep(lambda n: np.full(n, n), grid(n=[3, 100_000]), executor=ex)
         assert [row.result.sum() for row in found] == [9, 10**10]
