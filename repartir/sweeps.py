@@ -12,11 +12,11 @@ from typing import Any
 
 from repartir.borrowed import check_executor, executor_for, numbered
 from repartir.checkpoints import temporary_folder
-from repartir.errors import Interrupted
+from repartir.errors import Interrupted, TaskNotSerializable
 from repartir.journal import Journal, OnChange
 from repartir.ledger import name_of
 from repartir.params import params_key
-from repartir.portable import set_attribute
+from repartir.portable import set_attribute, strip_tracebacks
 from repartir.progress import Reporter, reporter
 from repartir.progress import Told as ProgressTold
 from repartir.results import SweepResult
@@ -71,7 +71,8 @@ def sweep(
         rungs: what `halving` returned: all points with little of something, the best of them with more.
 
     Raises ``ValueError`` and ``TypeError`` before any call for a space that is empty, has a point twice or does not go with
-    ``fn``; `Interrupted` after Ctrl-C, which stops the calls, with the finished rows in its attribute ``partial``.
+    ``fn``; `JournalError` for a journal that cannot be written, `Interrupted` after Ctrl-C, which stops the calls: these and
+    all other errors that come after the first call have the finished rows in their attribute ``partial``.
     """
     _check(fn, repeats, on_error, on_row, rungs)
     check_executor(executor)
@@ -80,13 +81,13 @@ def sweep(
     settled_seed = settled(seed)
     points = _points(fn, space, settled_seed, rungs)
     shown = reporter(progress, f"sweep of {name_of(fn)}", repeats * _count(rungs, len(points)))
-    with contextlib.ExitStack() as kept:
+    with contextlib.ExitStack() as opening:
         known = None
         if journal is None:
-            folder = kept.enter_context(temporary_folder())
+            folder = opening.enter_context(temporary_folder())
         else:
             given = None if seed is None else settled_seed
-            known = kept.enter_context(
+            known = opening.enter_context(
                 Journal.open(journal, fn, seed=given, version=version, on_change=on_change)
             )
             if seed is None and isinstance(space, Space):
@@ -94,18 +95,19 @@ def sweep(
             settled_seed, folder = known.seed, known.checkpoints
         call = RowCall(fn, settled_seed, folder, takes_rng=takes_rng(fn))
         run = _Run(call, repeats, on_error, on_row, shown, known)
-        try:
-            with shown, executor_for(executor) as ex:
-                _climb(run, ex, points, rungs)
-        except KeyboardInterrupt as exc:
-            partial = run.result()
-            raise Interrupted(
-                f"interrupted after {len(partial)} of {partial.total} rows, which are in the attribute partial",
-                partial=partial,
-            ) from exc
-        except BaseException as exc:
-            set_attribute(exc, "partial", run.result())
-            raise
+        opened = opening.pop_all()
+    try:
+        with opened, shown, executor_for(executor) as ex:  # the journal may fail when it is closed, too
+            _climb(run, ex, points, rungs)
+    except KeyboardInterrupt as exc:
+        partial = run.result()
+        raise Interrupted(
+            f"interrupted after {len(partial)} of {partial.total} rows, which are in the attribute partial",
+            partial=partial,
+        ) from exc
+    except BaseException as exc:
+        set_attribute(exc, "partial", run.result())
+        raise
     return run.result()
 
 
@@ -175,10 +177,14 @@ class _Run:
                 told = Told(stored.seconds, stored.worker, stored.attempts)
                 self._rows[base + number] = self._call.row(item, (stored.result, told))
         self._shown.step(len(items) - len(missing))
+        outcome = None
         with contextlib.closing(numbered(executor, self._call, [items[at] for at in missing])) as outcomes:
-            for nth, outcome in outcomes:
-                item = items[missing[nth]]
-                self._finish(base + missing[nth], item, self._call.row(item, outcome))
+            try:
+                for nth, outcome in outcomes:
+                    item = items[missing[nth]]
+                    self._finish(base + missing[nth], item, self._call.row(item, outcome))
+            finally:
+                del outcome  # an error, perhaps, whose traceback leads here
         of_all = [self._rows.get(number) for number in range(base, self._begun)]
         return [
             [row for row in of_all[first : first + self._repeats] if row is not None]
@@ -191,25 +197,48 @@ class _Run:
         return SweepResult(rows, self._call.seed, total=self._shown.total or 0)
 
     def _finish(self, number: int, item: Item, row: SweepRow) -> None:
+        if row.error is None:
+            self._rows[number] = row  # before the journal, which may have no room
         if self._journal is not None:
-            self._journal.record(
-                item.key,
-                item.repeat,
-                row.params,
-                result=row.result,
-                error=row.error,
-                traceback=row.traceback,
-                seconds=row.seconds,
-                worker=row.worker,
-                attempts=row.attempts,
-            )
-        if row.error is not None and self._on_error == "raise":
-            raise row.error
-        if row.error is None or self._on_error == "keep":
-            self._rows[number] = row
+            row = self._recorded(self._journal, item, row)
+        if row.error is not None:
+            self._rows.pop(number, None)
+            if self._on_error == "raise":
+                try:
+                    raise row.error
+                finally:
+                    del row  # the traceback leads here
+            if self._on_error == "keep":
+                self._rows[number] = row
         if self._on_row is not None:
             self._on_row(row)
         self._shown.step()
+
+    def _recorded(self, journal: Journal, item: Item, row: SweepRow) -> SweepRow:
+        """The row, in the journal; one whose result nothing can store is a failed one."""
+        try:
+            _record(journal, item, row)
+        except (TaskNotSerializable, ValueError) as exc:
+            if row.error is not None:
+                raise
+            row = self._call.row(item, exc)
+            strip_tracebacks(exc)
+            _record(journal, item, row)
+        return row
+
+
+def _record(journal: Journal, item: Item, row: SweepRow) -> None:
+    journal.record(
+        item.key,
+        item.repeat,
+        row.params,
+        result=row.result,
+        error=row.error,
+        traceback=row.traceback,
+        seconds=row.seconds,
+        worker=row.worker,
+        attempts=row.attempts,
+    )
 
 
 def _key_of(point: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ def changes_all(
     start += 1
     model.fits += 1
     return len(layers), float(start[0]), model.fits
+
+
+def lock_or(x: Any) -> Any:
+    return threading.Lock() if x == "lock" else x
 
 
 def own_rng(rng: int) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -160,6 +163,19 @@ class TestErrors:
         assert note.startswith("in the row x=0, repeat 0; its stream: repartir.rng(7, 0x7377, ")
         stream = eval(note.partition("its stream: ")[2])
         assert stream.random() == repartir.rng(7, SWEEP, *key_words(params_key({"x": 0})), 0).random()
+
+    def test_an_error_keeps_nothing_of_the_sweep_alive(self, own: Any) -> None:
+        def on_row(row: repartir.SweepRow) -> None: ...
+
+        alive = weakref.ref(on_row)
+        gc.disable()
+        try:
+            with contextlib.suppress(ZeroDivisionError):
+                sweep(tasks.inverse, grid(x=[0]), executor=own, on_row=on_row)
+            del on_row
+            assert alive() is None
+        finally:
+            gc.enable()
 
     def test_keep(self, ex: Any) -> None:
         found = sweep(tasks.inverse, grid(x=[1, 0, 4]), executor=ex, on_error="keep")
