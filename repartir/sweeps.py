@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import inspect
-import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from repartir.borrowed import check_executor, executor_for, numbered
 from repartir.checkpoints import temporary_folder
+from repartir.door import check_call, positive
 from repartir.errors import Interrupted, TaskNotSerializable
-from repartir.journal import Journal, OnChange
+from repartir.journal import Journal, OnChange, check_on_change
 from repartir.ledger import name_of
 from repartir.params import params_key
 from repartir.portable import set_attribute, strip_tracebacks
@@ -75,6 +74,7 @@ def sweep(
     all other errors that come after the first call have the finished rows in their attribute ``partial``.
     """
     _check(fn, repeats, on_error, on_row, rungs)
+    check_on_change(on_change)
     check_executor(executor)
     if journal is None and version is not None:
         raise ValueError("version= tells what a journal's results count for: it goes with journal=")
@@ -185,11 +185,12 @@ class _Run:
                     self._finish(base + missing[nth], item, self._call.row(item, outcome))
             finally:
                 del outcome  # an error, perhaps, whose traceback leads here
-        of_all = [self._rows.get(number) for number in range(base, self._begun)]
-        return [
-            [row for row in of_all[first : first + self._repeats] if row is not None]
-            for first in range(0, len(items), self._repeats)
-        ]
+        return [self._of_point(first) for first in range(base, self._begun, self._repeats)]
+
+    def _of_point(self, first: int) -> list[SweepRow]:
+        """The rows of all repeats of a point; none where one was left out."""
+        rows = [self._rows[at] for at in range(first, first + self._repeats) if at in self._rows]
+        return rows if len(rows) == self._repeats else []
 
     def result(self) -> SweepResult:
         """What has finished so far."""
@@ -248,8 +249,7 @@ def _key_of(point: Mapping[str, Any]) -> bytes:
 def _check(fn: Any, repeats: Any, on_error: str, on_row: Any, rungs: Any) -> None:
     if not callable(fn):
         raise TypeError(f"sweep() needs a function to call, not {type(fn).__name__}")
-    if isinstance(repeats, bool) or operator.index(repeats) < 1:
-        raise ValueError(f"repeats must be at least 1, not {repeats}")
+    positive("repeats", repeats)
     if on_error not in ON_ERROR:
         raise ValueError(f'on_error must be "raise", "keep" or "skip", not {on_error!r}')
     if on_row is not None and not callable(on_row):
@@ -270,21 +270,8 @@ def _check_points(fn: Callable[..., Any], points: Points) -> None:
                 "too). For several calls at one point there is repeats="
             )
         shapes.add(tuple(point))
-    try:
-        signature = inspect.signature(fn)
-    except (ValueError, TypeError):
-        return  # written in C: the call itself will tell
     for names in shapes:
-        _check_names(fn, signature, names)
-
-
-def _check_names(fn: Callable[..., Any], signature: inspect.Signature, names: tuple[str, ...]) -> None:
-    given = dict.fromkeys(names)
-    if takes_rng(fn):
-        given.setdefault("rng")
-    try:
-        signature.bind(**given)
-    except TypeError as exc:
-        raise TypeError(
-            f"{name_of(fn)}{signature} cannot be called with the names of the space, {', '.join(names)}: {exc}"
-        ) from None
+        given = dict.fromkeys(names)
+        if takes_rng(fn):
+            given.setdefault("rng")
+        check_call(fn, f"with the names of the space, {', '.join(names)}", **given)

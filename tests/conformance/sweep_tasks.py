@@ -46,6 +46,12 @@ def changes_all(
     return len(layers), float(start[0]), model.fits
 
 
+def fails_by_chance(x: int, epochs: int, rng: np.random.Generator) -> dict[str, float]:
+    if rng.random() < 0.2:
+        raise ValueError(x)
+    return {"at": x}
+
+
 def lock_or(x: Any) -> Any:
     return threading.Lock() if x == "lock" else x
 

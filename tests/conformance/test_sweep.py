@@ -351,6 +351,22 @@ class TestHalving:
         found = sweep(score, grid(x=range(4)), executor=ex, rungs=rungs, on_error="keep")
         assert [row.params["x"] for row in found if row.params["epochs"] == 2] == [0, 1]
 
+    def test_a_point_of_which_a_repeat_was_left_out_does_not(self, ex: Any) -> None:
+        rungs, space = halving("epochs", [1, 2], metric="at"), grid(x=range(4))
+        found = sweep(
+            tasks.fails_by_chance, space, repeats=4, seed=5, executor=ex, rungs=rungs, on_error="skip"
+        )
+        first = [row.params["x"] for row in found if row.params["epochs"] == 1]
+        whole = [x for x in range(4) if first.count(x) == 4]
+        assert len(first) > 4 * len(whole) > 0
+        assert {row.params["x"] for row in found if row.params["epochs"] == 2} <= set(whole)
+
+    def test_a_metric_that_no_result_has_is_told(self, own: Any) -> None:
+        rungs = halving("epochs", [1, 3], metric="los")
+        with pytest.raises(ValueError, match=r"choose who goes on: .* 'los': results have loss") as caught:
+            sweep(lambda epochs, x: {"loss": x}, grid(x=range(3)), executor=own, rungs=rungs)
+        assert len(caught.value.partial) == 3  # type: ignore[attr-defined]
+
 
 @only_fork
 class TestAtTheDoor:
@@ -361,10 +377,11 @@ class TestAtTheDoor:
     @pytest.mark.parametrize(
         ("options", "error", "told"),
         [
-            ({"repeats": 0}, ValueError, "repeats must be at least 1, not 0"),
-            ({"repeats": -1}, ValueError, "repeats must be at least 1"),
-            ({"repeats": 1.5}, TypeError, "integer"),
-            ({"repeats": True}, ValueError, "repeats"),
+            ({"repeats": 0}, ValueError, "repeats must be 1 or more, not 0"),
+            ({"repeats": -1}, ValueError, "repeats must be 1 or more"),
+            ({"repeats": 1.5}, TypeError, "repeats must be an integer"),
+            ({"repeats": True}, TypeError, "repeats must be an integer, not True"),
+            ({"on_change": "ask"}, ValueError, 'on_change must be "raise", "rerun" or "reuse"'),
             ({"on_error": "ignore"}, ValueError, 'on_error must be "raise", "keep" or "skip"'),
             ({"on_row": 3}, TypeError, "on_row must be a callable"),
             ({"seed": -1}, ValueError, "seed must not be negative"),
@@ -387,6 +404,17 @@ class TestAtTheDoor:
             sweep(tasks.loss, grid(lr=[1], deep=[2]))
         with pytest.raises(TypeError, match="'depth'"):
             sweep(tasks.loss, grid(lr=[1], depth=[2]) + grid(lr=[1]))
+
+    def test_a_function_that_only_begins_its_work(self) -> None:
+        async def wait(x: int) -> int:
+            return x
+
+        def count(x: int) -> Any:
+            yield x
+
+        for fn in (wait, count):
+            with pytest.raises(TypeError, match="is a coroutine or a generator"):
+                sweep(fn, grid(x=[1]))
 
     def test_a_point_twice(self) -> None:
         with pytest.raises(ValueError, match=r"points 1 and 2 of the space are the same: x=1\.0"):

@@ -395,6 +395,7 @@ class TestErrors:
             ({"samples": 0}, ValueError, "samples must be 1 or more"),
             ({"samples": -5}, ValueError, "samples"),
             ({"samples": 1e6}, TypeError, "write int"),
+            ({"samples": True}, TypeError, "samples must be an integer, not True"),
             ({"tol": 0}, ValueError, "tol must be a number greater than 0"),
             ({"tol": math.nan}, ValueError, "tol"),
             ({"rtol": -1}, ValueError, "rtol"),
@@ -402,6 +403,7 @@ class TestErrors:
             ({"tol": 1, "min_samples": 0}, ValueError, "min_samples"),
             ({"samples": 10, "confidence": 1.0}, ValueError, "confidence"),
             ({"samples": 10, "confidence": 95}, ValueError, "confidence"),
+            ({"samples": 10, "confidence": "95%"}, ValueError, "confidence"),
             ({"samples": 10, "nan_policy": "ignore"}, ValueError, "nan_policy"),
             ({"samples": 10, "batch": 0}, ValueError, "batch"),
             ({"samples": 10, "seed": -1}, ValueError, "negative"),
@@ -442,6 +444,10 @@ class TestErrors:
     def test_what_cannot_be_called(self) -> None:
         with pytest.raises(TypeError, match="callable"):
             monte_carlo(3, 10)
+        with pytest.raises(TypeError, match=r"cannot be called as fn\(rng, n\): missing"):
+            monte_carlo(lambda rng, n, k: pytest.fail("it was called"), 10)
+        with pytest.raises(TypeError, match=r"cannot be called as fn\(u\): too many"):
+            monte_carlo(lambda: pytest.fail("it was called"), 10, points="antithetic", dim=1)
 
 
 class TestProgress:
