@@ -71,7 +71,7 @@ def monte_carlo(
         batch: samples a batch, for functions that want more or fewer at a time.
         confidence: of the interval, between 0 and 1.
         nan_policy: "raise": NaN is an error.  "omit": samples with NaN in some component are dropped and counted.
-            "propagate": the estimate is NaN.
+            "propagate": the estimate is NaN.  What is masked counts as NaN.
         progress: True shows samples, estimate, error, rate and time left; a callable is told (samples done, total).  With a
             tolerance the total is the number that it will probably take.
         quantiles: from 0 to 1; told within 0.1 % of their values, see `sketch.py`.

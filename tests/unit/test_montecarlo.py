@@ -256,6 +256,17 @@ class TestControl:
         assert est.mean == pytest.approx(at, rel=1e-9)
         assert est.var == pytest.approx((left**2).sum() / 498, rel=1e-9)
 
+    def test_controls_of_other_units_count_as_much(self) -> None:
+        def of(unit: float) -> Any:
+            def draw(rng: Any, n: int) -> Any:
+                x, y = rng.standard_normal((2, n))
+                return {"sum": np.exp(x + y), "x": x, "y": y * unit, "none": np.zeros(n)}
+
+            return monte_carlo(draw, 500, seed=7, control={"x": 0.0, "y": 0.0, "none": 0.0})["sum"]
+
+        assert of(1e-12).mean == pytest.approx(of(1.0).mean, rel=1e-12)
+        assert of(1e12).stderr == pytest.approx(of(1.0).stderr, rel=1e-12)
+
     def test_controls_that_say_the_same_count_once(self) -> None:
         def doubled(rng: Any, n: int) -> Any:
             found = basket(rng, n)
@@ -341,6 +352,16 @@ class TestNaN:
         )
         assert est.mean == pytest.approx(0.5, abs=1e-12)
         assert est.nan_omitted % 2 == 0
+
+    def test_masked_samples_are_nan(self) -> None:
+        def positive(rng: Any, n: int) -> Any:
+            return np.ma.masked_less(rng.standard_normal(n), 0)
+
+        est = monte_carlo(positive, 1000, seed=7, nan_policy="omit")
+        assert est.samples + est.nan_omitted == 1000
+        assert est.mean == pytest.approx(math.sqrt(2 / math.pi), abs=5 * est.stderr)
+        with pytest.raises(ValueError, match="returned NaN"):
+            monte_carlo(positive, 1000, seed=7)
 
     def test_propagate(self) -> None:
         assert math.isnan(monte_carlo(some_nan, 1000, seed=7, nan_policy="propagate").mean)
