@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import itertools
 import logging
 import os
 import pickle
@@ -29,7 +28,6 @@ _MAGIC = b"RPC1"
 _DIGEST_BYTES = 16
 _SUFFIX = ".checkpoint"
 _FOLDERS = "repartir-checkpoints-"
-_numbers = itertools.count()
 _log = logging.getLogger("repartir")
 
 
@@ -112,9 +110,10 @@ def checkpointing(folder: str, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[str]:
-    """A folder for one call's states, which is made when the first is kept and goes with the call.
+    """A folder for one call's states, which goes with the call.
 
-    Its name tells whose it is, so that the next call removes what a killed program has left.
+    Its name tells whose it is, so that the next call removes what a killed program has left.  It is made here, for this
+    user alone: in a folder that others can foresee they could have put states, which are unpickled.
     """
     base = os.path.join(tempfile.gettempdir(), _FOLDERS)
     for left in glob.glob(f"{glob.escape(base)}*"):
@@ -122,7 +121,7 @@ def temporary_folder() -> Iterator[str]:
         if pid.isdecimal() and not _lives(int(pid), began):
             shutil.rmtree(left, ignore_errors=True)
     me = os.getpid()
-    folder = f"{base}{me}@{_began(me)}-{next(_numbers)}"
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{me}@{_began(me)}-")
     try:
         yield folder
     finally:

@@ -188,6 +188,8 @@ def columns_of(result: Any, n: int) -> tuple[Array, Layout]:
 
 
 def _samples(key: Any, value: Any, n: int) -> Array:
+    if np.ma.is_masked(value):
+        value = value.astype(float).filled(math.nan)
     array = np.asarray(value)
     where = "" if key is None else f" for {key!r}"
     if array.ndim == 0 or len(array) != n:

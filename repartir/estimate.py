@@ -183,7 +183,10 @@ def _controlled(moments: Moments, layout: Layout, controls: Mapping[Any, float])
         return _Spread(unknown, unknown, unknown, 1, unknown)
     sums = moments.products[0].sums
     off = plain.mean[of] - np.array(list(controls.values()))
-    inner = np.linalg.pinv(sums[np.ix_(of, of)], hermitian=True)
+    scale = np.sqrt(np.diag(sums)[of])  # pinv drops what is small beside the largest: all are made alike
+    scale = np.outer(scale, scale)
+    scale[scale == 0] = 1.0  # a control that is constant
+    inner = np.linalg.pinv(sums[np.ix_(of, of)] / scale, hermitian=True) / scale
     slopes = inner @ sums[of]
     left = np.maximum(plain.var * (n - 1) - np.einsum("ck,ck->k", slopes, sums[of]), 0.0)
     var = left / freedom

@@ -115,8 +115,7 @@ class Journal:
         of ours, is broken, is held by another run or cannot be written; ``TypeError`` and ``ValueError`` for wrong
         arguments.
         """
-        if on_change not in _ON_CHANGE:
-            raise ValueError(f'on_change must be "raise", "rerun" or "reuse", not {on_change!r}')
+        check_on_change(on_change)
         if version is not None and not isinstance(version, str):
             raise TypeError(f'version must be a string such as "2", not {version!r}')
         real = journalfile.real_path(path)
@@ -271,6 +270,12 @@ class Journal:
             f"results cannot be written to the journal {self.path}: {error}. What was written before is safe; make room or "
             "mend the disk, and run again"
         )
+
+
+def check_on_change(on_change: Any) -> None:
+    """Raise ``ValueError`` for what is none of `OnChange`."""
+    if on_change not in _ON_CHANGE:
+        raise ValueError(f'on_change must be "raise", "rerun" or "reuse", not {on_change!r}')
 
 
 def checkpoint_folder(real: str, lineage: int) -> str:

@@ -65,9 +65,8 @@ _held_mutex = threading.Lock()
 
 def real_path(path: str | os.PathLike[str]) -> str:
     """``path`` with links followed.  `JournalError` if there can be no file."""
-    given = os.fspath(path)
-    if not isinstance(given, str):
-        raise TypeError(f"the path of a journal must be a string or a Path, not {type(given).__name__}")
+    if not isinstance(path, str | os.PathLike) or not isinstance(given := os.fspath(path), str):
+        raise TypeError(f"the path of a journal must be a string or a Path, not {type(path).__name__}")
     real = os.path.realpath(given)
     if not given or os.path.isdir(real):
         raise JournalError(f"the journal must be a file, and {given!r} is a folder")

@@ -107,7 +107,8 @@ class Engine(NamedTuple):
 class Feed:
     """Posts the items of one map for the function ``ref``; ``posted`` counts them.
 
-    ``star``: each item is a tuple of arguments.
+    ``star``: each item is a tuple of arguments.  ``apart``: each item is pickled by itself, so that what items share is not
+    the same object for those that come to one worker, whose number nobody foresees.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Feed:
         *,
         star: bool,
         fold: bool = False,
+        apart: bool = False,
     ) -> None:
         self.posted = 0
         self._engine = engine
@@ -129,6 +131,7 @@ class Feed:
         self._held = ref.hold()
         self._policy = policy
         self._star = star
+        self._apart = apart
         self._flags = STAR * star | FOLD * fold | policy.flag
         self._source: Iterator[Any] | None = None
         """Where more items come from; None when there are none."""
@@ -202,7 +205,8 @@ class Feed:
                     continue
                 page = None
             if page is not None and (type(page) is bytes or not page.buffers):  # type: ignore[union-attr]
-                count = block.add(len(chunk), page)
+                room = block.add(len(chunk), page)
+                count = 1 if self._apart else room
                 if block.size >= _LARGEST_BLOCK:
                     block = self._post_block(block, flags)
             else:

@@ -6,11 +6,11 @@ import concurrent.futures
 import logging
 import math
 import numbers
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from repartir.borrowed import check_executor, executor_for
+from repartir.door import check_call, positive
 from repartir.draws import Draw, Drawn, Layout
 from repartir.errors import Interrupted
 from repartir.estimate import Asked, Estimate, estimate_of, excess_of
@@ -71,7 +71,7 @@ def monte_carlo(
         batch: samples a batch, for functions that want more or fewer at a time.
         confidence: of the interval, between 0 and 1.
         nan_policy: "raise": NaN is an error.  "omit": samples with NaN in some component are dropped and counted.
-            "propagate": the estimate is NaN.
+            "propagate": the estimate is NaN.  What is masked counts as NaN.
         progress: True shows samples, estimate, error, rate and time left; a callable is told (samples done, total).  With a
             tolerance the total is the number that it will probably take.
         quantiles: from 0 to 1; told within 0.1 % of their values, see `sketch.py`.
@@ -89,10 +89,14 @@ def monte_carlo(
     plan = _plan(points, dim, batch, stop.samples)
     if nan_policy not in NAN_POLICIES:
         raise ValueError(f"nan_policy must be 'raise', 'omit' or 'propagate', not {nan_policy!r}")
-    if not 0 < confidence < 1:
+    if not (_is_number(confidence) and 0 < confidence < 1):
         raise ValueError(f"confidence must be between 0 and 1, not {confidence!r}")
     if not callable(fn):
         raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+    if points is None:
+        check_call(fn, "as fn(rng, n)", None, 1)
+    else:
+        check_call(fn, "as fn(u)", None)
     check_executor(executor)
     asked = Asked(
         settled(seed), float(confidence), _quantiles(quantiles), _bins(histogram), _controls(control)
@@ -230,11 +234,11 @@ def _stop(samples: int | None, tol: float | None, rtol: float | None, min_sample
             "confidence interval"
         )
     if samples is not None:
-        samples = _positive("samples", samples)
+        samples = positive("samples", samples)
     for name, value in (("tol", tol), ("rtol", rtol)):
         if value is not None and not (_is_number(value) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a number greater than 0, not {value!r}")
-    return _Stop(samples, tol, rtol, _positive("min_samples", min_samples))
+    return _Stop(samples, tol, rtol, positive("min_samples", min_samples))
 
 
 def _plan(points: str | None, dim: int | None, batch: int | None, samples: int | None) -> Plan:
@@ -245,10 +249,10 @@ def _plan(points: str | None, dim: int | None, batch: int | None, samples: int |
             "points and dim go together: dim is how many random numbers from (0, 1) a sample is made of"
         )
     if batch is not None:
-        batch = _positive("batch", batch)
+        batch = positive("batch", batch)
     if dim is None:
         return Streams(batch)
-    dim = _positive("dim", dim)
+    dim = positive("dim", dim)
     if points == "antithetic":
         for name, value in (("samples", samples), ("batch", batch)):
             if value is not None and value % 2:
@@ -267,16 +271,6 @@ def _plan(points: str | None, dim: int | None, batch: int | None, samples: int |
             f"{below} or {2 * below}, not {samples}"
         )
     return Sobol(dim, each)
-
-
-def _positive(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}: write int(…) or 1_000_000") from None
-    if number < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value!r}")
-    return number
 
 
 def _is_number(value: object) -> bool:
@@ -308,7 +302,7 @@ def _bins(given: tuple[int, tuple[float, float]] | None) -> Bins | None:
         raise ValueError(
             f"the histogram's range must be two numbers, the lower one first, not {(low, high)!r}"
         )
-    return Bins(_positive("the histogram's bins", count), float(low), float(high))
+    return Bins(positive("the histogram's bins", count), float(low), float(high))
 
 
 def _controls(given: Mapping[Any, float] | None) -> Mapping[Any, float]:

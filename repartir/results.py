@@ -90,7 +90,7 @@ class SweepResult:
         sign = sign_of(mode)
         points = [point for point in self.points() if point.holds(metric)]
         if not points:
-            raise ValueError(f"no finished row has {_named(metric)}: {self._known()}")
+            raise ValueError(lack_of(metric, self.rows))
         if self.resource is not None:
             most = max(point.rows[0].params[self.resource] for point in points)
             points = [point for point in points if point.rows[0].params[self.resource] == most]
@@ -173,12 +173,6 @@ class SweepResult:
         drawn = [Drawn(row.params, value_of(row.result, metric)) for row in self.rows if row.error is None]
         return draw(drawn, label, x, y, ax)
 
-    def _known(self) -> str:
-        names = list(dict.fromkeys(name for row in self.rows for name in entries_of(row.result)))
-        if not names:
-            return "all rows failed" if self.errors else "there are no rows"
-        return f"results have {', '.join(map(str, names))}"
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -195,5 +189,12 @@ class Point:
         return math.fsum(value_of(row.result, metric) for row in self.rows) / len(self.rows)
 
 
-def _named(metric: Any) -> str:
-    return "a number for a result" if metric is None else f"the metric {metric!r}"
+def lack_of(metric: Any, rows: Sequence[SweepRow]) -> str:
+    """That no row has the metric, and what they have."""
+    names = list(dict.fromkeys(str(name) for row in rows for name in entries_of(row.result)))
+    if names:
+        known = f"results have {', '.join(names)}"
+    else:
+        known = "all rows failed" if any(row.error for row in rows) else "there are no rows"
+    wanted = "a number for a result" if metric is None else f"the metric {metric!r}"
+    return f"no finished row has {wanted}: {known}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from repartir import worker
+from repartir import optional, worker
 from repartir.checkpoints import checkpointing, name_of_row
 from repartir.errors import TaskTimeout
+from repartir.ledger import name_of
 from repartir.outcome import format_exception
 from repartir.params import key_words
 from repartir.portable import ATTEMPTS, add_note, attribute, set_attribute
@@ -30,11 +32,20 @@ class Told(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A row to come."""
+    """A row to come.  ``sent``: it was pickled for it alone, so that all values are its own."""
 
     point: Mapping[str, Any]
     key: bytes
     repeat: int
+    sent: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Item, (self.point, self.key, self.repeat, True)
+
+    def params(self) -> dict[str, Any]:
+        """What the function is called with.  What it does to a list or an array shows in no other row."""
+        values = {name: value_of(value) for name, value in self.point.items()}
+        return values if self.sent else {name: _copied(value) for name, value in values.items()}
 
 
 class RowCall:
@@ -45,9 +56,10 @@ class RowCall:
         self.seed = seed
         self.folder = folder
         self.takes_rng = takes_rng
+        self.__qualname__ = name_of(fn)
 
     def __call__(self, item: Item) -> tuple[Any, Told]:
-        params = {name: value_of(value) for name, value in item.point.items()}
+        params = item.params()
         generator = rng(self.seed, *stream_key(item))
         if self.takes_rng:
             params.setdefault("rng", generator)
@@ -86,6 +98,17 @@ def stream_key(item: Item) -> tuple[int, ...]:
 def in_words(params: Mapping[str, Any]) -> str:
     """Parameters as in a call, shortened."""
     return ", ".join(f"{name}={label_of(value)!r:.40}" for name, value in params.items())
+
+
+def _copied(value: Any) -> Any:
+    """A copy, as another process would get; what nobody can copy and what lies in shared memory is the same in all rows."""
+    shared = optional.shared
+    if shared is not None and isinstance(value, shared.SharedArray | shared.SharedObject):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except (TypeError, copy.Error):  # a lock, a connection
+        return value
 
 
 def _told(began: float) -> Told:

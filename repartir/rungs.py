@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from repartir.results import Point
+from repartir.results import Point, lack_of
 from repartir.sweeprow import SweepRow, sign_of
 
 
@@ -41,7 +41,8 @@ class Halving(NamedTuple):
     ) -> list[dict[str, Any]]:
         """Of the points, whose rows on this rung are given, those of the next one, in their order; none after the last.
 
-        A point with a row that failed, or whose metric is nan, is none.
+        A point with a row that failed, or whose metric is nan, is none.  Raises ``ValueError`` where rows have finished, and
+        none of them has the metric.
         """
         if rung + 1 == len(self.resources):
             return []
@@ -51,6 +52,9 @@ class Halving(NamedTuple):
             point = Point(tuple(of_point))
             if of_point and point.holds(self.metric):
                 ranked.append((sign * point.mean(self.metric), nth))
+        finished = [row for of_point in rows for row in of_point if row.error is None]
+        if finished and not ranked:
+            raise ValueError(f"halving() cannot choose who goes on: {lack_of(self.metric, finished)}")
         return [points[nth] for nth in sorted(nth for _, nth in sorted(ranked)[: max(1, left)])]
 
 

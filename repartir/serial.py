@@ -272,8 +272,10 @@ class SerialExecutor(concurrent.futures.Executor):
                     value = exc
                 taken.extend(itertools.islice(items, 1))
                 shown.step()
-                yield value
-                del value
+                try:
+                    yield value
+                finally:
+                    del value  # an error, perhaps, whose traceback leads here
 
 
 def _apply(fn: Callable[..., T], args: Iterable[Any]) -> T:

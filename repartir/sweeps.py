@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import inspect
-import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from repartir.borrowed import check_executor, executor_for, numbered
 from repartir.checkpoints import temporary_folder
-from repartir.errors import Interrupted
-from repartir.journal import Journal, OnChange
+from repartir.door import check_call, positive
+from repartir.errors import Interrupted, TaskNotSerializable
+from repartir.journal import Journal, OnChange, check_on_change
 from repartir.ledger import name_of
-from repartir.portable import set_attribute
+from repartir.portable import set_attribute, strip_tracebacks
 from repartir.progress import Reporter, reporter
 from repartir.progress import Told as ProgressTold
 from repartir.results import SweepResult
@@ -70,22 +69,24 @@ def sweep(
         rungs: what `halving` returned: all points with little of something, the best of them with more.
 
     Raises ``ValueError`` and ``TypeError`` before any call for a space that is empty, has a point twice or does not go with
-    ``fn``; `Interrupted` after Ctrl-C, which stops the calls, with the finished rows in its attribute ``partial``.
+    ``fn``; `JournalError` for a journal that cannot be written, `Interrupted` after Ctrl-C, which stops the calls: these and
+    all other errors that come after the first call have the finished rows in their attribute ``partial``.
     """
     _check(fn, repeats, on_error, on_row, rungs)
+    check_on_change(on_change)
     check_executor(executor)
     if journal is None and version is not None:
         raise ValueError("version= tells what a journal's results count for: it goes with journal=")
     settled_seed = settled(seed)
     points = _points(fn, space, settled_seed, rungs)
     shown = reporter(progress, f"sweep of {name_of(fn)}", repeats * _count(rungs, len(points)))
-    with contextlib.ExitStack() as kept:
+    with contextlib.ExitStack() as opening:
         known = None
         if journal is None:
-            folder = kept.enter_context(temporary_folder())
+            folder = opening.enter_context(temporary_folder())
         else:
             given = None if seed is None else settled_seed
-            known = kept.enter_context(
+            known = opening.enter_context(
                 Journal.open(journal, fn, seed=given, version=version, on_change=on_change)
             )
             if seed is None and isinstance(space, Space):
@@ -93,18 +94,19 @@ def sweep(
             settled_seed, folder = known.seed, known.checkpoints
         call = RowCall(fn, settled_seed, folder, takes_rng=takes_rng(fn))
         run = _Run(call, repeats, on_error, on_row, shown, known, None if rungs is None else rungs.name)
-        try:
-            with shown, executor_for(executor) as ex:
-                _climb(run, ex, points, rungs)
-        except KeyboardInterrupt as exc:
-            partial = run.result()
-            raise Interrupted(
-                f"interrupted after {len(partial)} of {partial.total} rows, which are in the attribute partial",
-                partial=partial,
-            ) from exc
-        except BaseException as exc:
-            set_attribute(exc, "partial", run.result())
-            raise
+        opened = opening.pop_all()
+    try:
+        with opened, shown, executor_for(executor) as ex:  # the journal may fail when it is closed, too
+            _climb(run, ex, points, rungs)
+    except KeyboardInterrupt as exc:
+        partial = run.result()
+        raise Interrupted(
+            f"interrupted after {len(partial)} of {partial.total} rows, which are in the attribute partial",
+            partial=partial,
+        ) from exc
+    except BaseException as exc:
+        set_attribute(exc, "partial", run.result())
+        raise
     return run.result()
 
 
@@ -176,15 +178,20 @@ class _Run:
                 told = Told(stored.seconds, stored.worker, stored.attempts)
                 self._rows[base + number] = self._call.row(item, (stored.result, told))
         self._shown.step(len(items) - len(missing))
+        outcome = None
         with contextlib.closing(numbered(executor, self._call, [items[at] for at in missing])) as outcomes:
-            for nth, outcome in outcomes:
-                item = items[missing[nth]]
-                self._finish(base + missing[nth], item, self._call.row(item, outcome))
-        of_all = [self._rows.get(number) for number in range(base, self._begun)]
-        return [
-            [row for row in of_all[first : first + self._repeats] if row is not None]
-            for first in range(0, len(items), self._repeats)
-        ]
+            try:
+                for nth, outcome in outcomes:
+                    item = items[missing[nth]]
+                    self._finish(base + missing[nth], item, self._call.row(item, outcome))
+            finally:
+                del outcome  # an error, perhaps, whose traceback leads here
+        return [self._of_point(first) for first in range(base, self._begun, self._repeats)]
+
+    def _of_point(self, first: int) -> list[SweepRow]:
+        """The rows of all repeats of a point; none where one was left out."""
+        rows = [self._rows[at] for at in range(first, first + self._repeats) if at in self._rows]
+        return rows if len(rows) == self._repeats else []
 
     def result(self) -> SweepResult:
         """What has finished so far."""
@@ -192,32 +199,54 @@ class _Run:
         return SweepResult(rows, self._call.seed, total=self._shown.total or 0, resource=self._resource)
 
     def _finish(self, number: int, item: Item, row: SweepRow) -> None:
+        if row.error is None:
+            self._rows[number] = row  # before the journal, which may have no room
         if self._journal is not None:
-            self._journal.record(
-                item.key,
-                item.repeat,
-                row.params,
-                result=row.result,
-                error=row.error,
-                traceback=row.traceback,
-                seconds=row.seconds,
-                worker=row.worker,
-                attempts=row.attempts,
-            )
-        if row.error is not None and self._on_error == "raise":
-            raise row.error
-        if row.error is None or self._on_error == "keep":
-            self._rows[number] = row
+            row = self._recorded(self._journal, item, row)
+        if row.error is not None:
+            self._rows.pop(number, None)
+            if self._on_error == "raise":
+                try:
+                    raise row.error
+                finally:
+                    del row  # the traceback leads here
+            if self._on_error == "keep":
+                self._rows[number] = row
         if self._on_row is not None:
             self._on_row(row)
         self._shown.step()
+
+    def _recorded(self, journal: Journal, item: Item, row: SweepRow) -> SweepRow:
+        """The row, in the journal; one whose result nothing can store is a failed one."""
+        try:
+            _record(journal, item, row)
+        except (TaskNotSerializable, ValueError) as exc:
+            if row.error is not None:
+                raise
+            row = self._call.row(item, exc)
+            strip_tracebacks(exc)
+            _record(journal, item, row)
+        return row
+
+
+def _record(journal: Journal, item: Item, row: SweepRow) -> None:
+    journal.record(
+        item.key,
+        item.repeat,
+        row.params,
+        result=row.result,
+        error=row.error,
+        traceback=row.traceback,
+        seconds=row.seconds,
+        worker=row.worker,
+        attempts=row.attempts,
+    )
 
 
 def _check(fn: Any, repeats: Any, on_error: str, on_row: Any, rungs: Any) -> None:
     if not callable(fn):
         raise TypeError(f"sweep() needs a function to call, not {type(fn).__name__}")
-    if isinstance(repeats, bool) or operator.index(repeats) < 1:
-        raise ValueError(f"repeats must be at least 1, not {repeats}")
+    positive("repeats", repeats)
     if on_error not in ON_ERROR:
         raise ValueError(f'on_error must be "raise", "keep" or "skip", not {on_error!r}')
     if on_row is not None and not callable(on_row):
@@ -238,21 +267,8 @@ def _check_points(fn: Callable[..., Any], points: Points) -> None:
                 "too). For several calls at one point there is repeats="
             )
         shapes.add(tuple(point))
-    try:
-        signature = inspect.signature(fn)
-    except (ValueError, TypeError):
-        return  # written in C: the call itself will tell
     for names in shapes:
-        _check_names(fn, signature, names)
-
-
-def _check_names(fn: Callable[..., Any], signature: inspect.Signature, names: tuple[str, ...]) -> None:
-    given = dict.fromkeys(names)
-    if takes_rng(fn):
-        given.setdefault("rng")
-    try:
-        signature.bind(**given)
-    except TypeError as exc:
-        raise TypeError(
-            f"{name_of(fn)}{signature} cannot be called with the names of the space, {', '.join(names)}: {exc}"
-        ) from None
+        given = dict.fromkeys(names)
+        if takes_rng(fn):
+            given.setdefault("rng")
+        check_call(fn, f"with the names of the space, {', '.join(names)}", **given)

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from repartir.sweeprow import SweepRow, entries_of
 
 _OF_ROWS = ("repeat", "seconds", "worker", "attempts", "error")
 """What tables tell of a row beside its parameters and its result."""
+_LARGEST = 1 << 63
 
 
 def columns(rows: Sequence[SweepRow]) -> dict[str, list[Any]]:
@@ -105,8 +106,9 @@ def as_array(column: list[Any]) -> Any:
     if not kinds:
         return np.full(len(column), math.nan)
     if all(issubclass(kind, int | float | np.number | np.bool_) for kind in kinds):
-        numbers: Iterable[Any] = (math.nan if value is None else value for value in column)
-        return np.array(list(numbers))
+        numbers = np.array([math.nan if value is None else value for value in column])
+        if not numbers.dtype.hasobject:  # as whole numbers beyond 64 bits are
+            return numbers
     if all(issubclass(kind, np.ndarray) for kind in kinds) and None not in map(_shape, column):
         if len({_shape(value) for value in column}) == 1 and not any(
             value.dtype.hasobject for value in column
@@ -123,7 +125,9 @@ def for_arrow(column: list[Any]) -> list[Any]:
     """Values of one type that Parquet has, JSON where there is none."""
     plain = [value.item() if isinstance(value, np.generic) else value for value in column]
     kinds = {type(value) for value in plain if value is not None}
-    if kinds <= {int, float}:
+    if kinds <= {int, float} and all(
+        type(value) is not int or -_LARGEST <= value < _LARGEST for value in plain
+    ):
         return [None if value is None else float(value) for value in plain] if len(kinds) > 1 else plain
     if len(kinds) <= 1 and kinds <= {bool, str, bytes}:
         return plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,29 @@ def inverse(x: float) -> float:
 
 def identity(x: Any) -> Any:
     return x
+
+
+class Model:
+    fits = 0
+
+
+def changes_all(
+    layers: list[int], start: np.ndarray[Any, Any], model: Model, x: int
+) -> tuple[int, float, int]:
+    layers.append(x)
+    start += 1
+    model.fits += 1
+    return len(layers), float(start[0]), model.fits
+
+
+def fails_by_chance(x: int, epochs: int, rng: np.random.Generator) -> dict[str, float]:
+    if rng.random() < 0.2:
+        raise ValueError(x)
+    return {"at": x}
+
+
+def lock_or(x: Any) -> Any:
+    return threading.Lock() if x == "lock" else x
 
 
 def own_rng(rng: int) -> int:

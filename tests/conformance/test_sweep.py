@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,20 @@ class TestRows:
         assert {id(row) for row in rows} == {id(row) for row in found}
         assert told[-1] == (50, 50)
 
+    def test_what_a_row_does_to_its_values_shows_in_no_other(self, ex: Any) -> None:
+        layers, start = [1], np.zeros(2)
+        space = grid(layers=[layers], start=[start], model={"a": tasks.Model()}, x=range(40))
+        found = sweep(tasks.changes_all, space, repeats=2, executor=ex)
+        assert {row.result for row in found} == {(2, 1.0, 1)}
+        assert all(row.params["layers"] == [1] for row in found)
+        assert layers == [1]
+        assert not start.any()
+
+    def test_a_value_that_nobody_can_copy_is_shared_in_place(self, kind: Any) -> None:
+        with repartir.SerialExecutor() as serial:
+            found = sweep(tasks.identity, grid(x={"lock": (lock := threading.Lock())}), executor=serial)
+        assert found[0].result is lock
+
     def test_arrays_as_results(self, ex: Any) -> None:
         found = sweep(lambda n: np.full(n, n), grid(n=[3, 100_000]), executor=ex)
         assert [row.result.sum() for row in found] == [9, 10**10]
@@ -146,6 +163,19 @@ class TestErrors:
         assert note.startswith("in the row x=0, repeat 0; its stream: repartir.rng(7, 0x7377, ")
         stream = eval(note.partition("its stream: ")[2])
         assert stream.random() == repartir.rng(7, SWEEP, *key_words(params_key({"x": 0})), 0).random()
+
+    def test_an_error_keeps_nothing_of_the_sweep_alive(self, own: Any) -> None:
+        def on_row(row: repartir.SweepRow) -> None: ...
+
+        alive = weakref.ref(on_row)
+        gc.disable()
+        try:
+            with contextlib.suppress(ZeroDivisionError):
+                sweep(tasks.inverse, grid(x=[0]), executor=own, on_row=on_row)
+            del on_row
+            assert alive() is None
+        finally:
+            gc.enable()
 
     def test_keep(self, ex: Any) -> None:
         found = sweep(tasks.inverse, grid(x=[1, 0, 4]), executor=ex, on_error="keep")
@@ -330,6 +360,22 @@ class TestHalving:
         found = sweep(score, grid(x=range(4)), executor=ex, rungs=rungs, on_error="keep")
         assert [row.params["x"] for row in found if row.params["epochs"] == 2] == [0, 1]
 
+    def test_a_point_of_which_a_repeat_was_left_out_does_not(self, ex: Any) -> None:
+        rungs, space = halving("epochs", [1, 2], metric="at"), grid(x=range(4))
+        found = sweep(
+            tasks.fails_by_chance, space, repeats=4, seed=5, executor=ex, rungs=rungs, on_error="skip"
+        )
+        first = [row.params["x"] for row in found if row.params["epochs"] == 1]
+        whole = [x for x in range(4) if first.count(x) == 4]
+        assert len(first) > 4 * len(whole) > 0
+        assert {row.params["x"] for row in found if row.params["epochs"] == 2} <= set(whole)
+
+    def test_a_metric_that_no_result_has_is_told(self, own: Any) -> None:
+        rungs = halving("epochs", [1, 3], metric="los")
+        with pytest.raises(ValueError, match=r"choose who goes on: .* 'los': results have loss") as caught:
+            sweep(lambda epochs, x: {"loss": x}, grid(x=range(3)), executor=own, rungs=rungs)
+        assert len(caught.value.partial) == 3  # type: ignore[attr-defined]
+
 
 @only_fork
 class TestAtTheDoor:
@@ -340,10 +386,11 @@ class TestAtTheDoor:
     @pytest.mark.parametrize(
         ("options", "error", "told"),
         [
-            ({"repeats": 0}, ValueError, "repeats must be at least 1, not 0"),
-            ({"repeats": -1}, ValueError, "repeats must be at least 1"),
-            ({"repeats": 1.5}, TypeError, "integer"),
-            ({"repeats": True}, ValueError, "repeats"),
+            ({"repeats": 0}, ValueError, "repeats must be 1 or more, not 0"),
+            ({"repeats": -1}, ValueError, "repeats must be 1 or more"),
+            ({"repeats": 1.5}, TypeError, "repeats must be an integer"),
+            ({"repeats": True}, TypeError, "repeats must be an integer, not True"),
+            ({"on_change": "ask"}, ValueError, 'on_change must be "raise", "rerun" or "reuse"'),
             ({"on_error": "ignore"}, ValueError, 'on_error must be "raise", "keep" or "skip"'),
             ({"on_row": 3}, TypeError, "on_row must be a callable"),
             ({"seed": -1}, ValueError, "seed must not be negative"),
@@ -366,6 +413,17 @@ class TestAtTheDoor:
             sweep(tasks.loss, grid(lr=[1], deep=[2]))
         with pytest.raises(TypeError, match="'depth'"):
             sweep(tasks.loss, grid(lr=[1], depth=[2]) + grid(lr=[1]))
+
+    def test_a_function_that_only_begins_its_work(self) -> None:
+        async def wait(x: int) -> int:
+            return x
+
+        def count(x: int) -> Any:
+            yield x
+
+        for fn in (wait, count):
+            with pytest.raises(TypeError, match="is a coroutine or a generator"):
+                sweep(fn, grid(x=[1]))
 
     def test_a_point_twice(self) -> None:
         with pytest.raises(ValueError, match=r"points 1 and 2 of the space are the same: x=1\.0"):

@@ -13,7 +13,19 @@ from typing import Any
 
 import pytest
 
-from repartir import Interrupted, JournalMismatch, SweepRow, grid, halving, sampled, sweep
+from repartir import (
+    Interrupted,
+    JournalError,
+    JournalMismatch,
+    SerialExecutor,
+    SweepRow,
+    TaskNotSerializable,
+    grid,
+    halving,
+    sampled,
+    sweep,
+)
+from repartir.journal import Journal
 
 from . import sweep_tasks as tasks
 from .conftest import Make
@@ -100,6 +112,31 @@ class TestResumed:
         again = sweep(tasks.trained, space, executor=ex, journal=path, rungs=longer, on_row=told.append)
         assert again.rows[:4] == first.rows
         assert [row.params["epochs"] for row in told] == [9]
+
+
+@only_fork
+class TestFailing:
+    def test_what_has_no_room_on_the_disk_is_in_partial(
+        self, ex: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(_: Journal, rows: list[Any]) -> None:
+            raise JournalError("the disk is full")
+
+        monkeypatch.setattr(Journal, "_write", full)
+        with pytest.raises(JournalError, match="full") as caught:
+            sweep(tasks.identity, grid(x=range(5)), executor=ex, journal=path)
+        assert [row.result for row in caught.value.partial] == list(range(5))  # type: ignore[attr-defined]
+
+    def test_a_result_that_nothing_can_store_costs_its_row(self, kind: Any, path: Path) -> None:
+        with SerialExecutor() as ex:
+            space = grid(x=[1, "lock", 2])
+            found = sweep(tasks.lock_or, space, executor=ex, journal=path, on_error="keep")
+            assert [row.result for row in found] == [1, None, 2]
+            assert isinstance(found[1].error, TaskNotSerializable)
+            again = sweep(tasks.lock_or, space, executor=ex, journal=path, on_error="skip")
+            assert [row.result for row in again] == [1, 2]
+            with pytest.raises(TaskNotSerializable, match="lock"):
+                sweep(tasks.lock_or, space, executor=ex, journal=path)
 
 
 @only_fork

@@ -40,7 +40,7 @@ LAYERS = f"""
     borrowed
     syntaxtrees functiondigest values readable durable checkpoints
     journalfile committer definitions journal journalreport journalmerge
-    params space sweeprow tables plots results rungs rows sweeps
+    door params space sweeprow tables plots results rungs rows sweeps
     moments sketch points student tally heap draws spans estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations

@@ -256,6 +256,17 @@ class TestControl:
         assert est.mean == pytest.approx(at, rel=1e-9)
         assert est.var == pytest.approx((left**2).sum() / 498, rel=1e-9)
 
+    def test_controls_of_other_units_count_as_much(self) -> None:
+        def of(unit: float) -> Any:
+            def draw(rng: Any, n: int) -> Any:
+                x, y = rng.standard_normal((2, n))
+                return {"sum": np.exp(x + y), "x": x, "y": y * unit, "none": np.zeros(n)}
+
+            return monte_carlo(draw, 500, seed=7, control={"x": 0.0, "y": 0.0, "none": 0.0})["sum"]
+
+        assert of(1e-12).mean == pytest.approx(of(1.0).mean, rel=1e-12)
+        assert of(1e12).stderr == pytest.approx(of(1.0).stderr, rel=1e-12)
+
     def test_controls_that_say_the_same_count_once(self) -> None:
         def doubled(rng: Any, n: int) -> Any:
             found = basket(rng, n)
@@ -342,6 +353,16 @@ class TestNaN:
         assert est.mean == pytest.approx(0.5, abs=1e-12)
         assert est.nan_omitted % 2 == 0
 
+    def test_masked_samples_are_nan(self) -> None:
+        def positive(rng: Any, n: int) -> Any:
+            return np.ma.masked_less(rng.standard_normal(n), 0)
+
+        est = monte_carlo(positive, 1000, seed=7, nan_policy="omit")
+        assert est.samples + est.nan_omitted == 1000
+        assert est.mean == pytest.approx(math.sqrt(2 / math.pi), abs=5 * est.stderr)
+        with pytest.raises(ValueError, match="returned NaN"):
+            monte_carlo(positive, 1000, seed=7)
+
     def test_propagate(self) -> None:
         assert math.isnan(monte_carlo(some_nan, 1000, seed=7, nan_policy="propagate").mean)
 
@@ -395,6 +416,7 @@ class TestErrors:
             ({"samples": 0}, ValueError, "samples must be 1 or more"),
             ({"samples": -5}, ValueError, "samples"),
             ({"samples": 1e6}, TypeError, "write int"),
+            ({"samples": True}, TypeError, "samples must be an integer, not True"),
             ({"tol": 0}, ValueError, "tol must be a number greater than 0"),
             ({"tol": math.nan}, ValueError, "tol"),
             ({"rtol": -1}, ValueError, "rtol"),
@@ -402,6 +424,7 @@ class TestErrors:
             ({"tol": 1, "min_samples": 0}, ValueError, "min_samples"),
             ({"samples": 10, "confidence": 1.0}, ValueError, "confidence"),
             ({"samples": 10, "confidence": 95}, ValueError, "confidence"),
+            ({"samples": 10, "confidence": "95%"}, ValueError, "confidence"),
             ({"samples": 10, "nan_policy": "ignore"}, ValueError, "nan_policy"),
             ({"samples": 10, "batch": 0}, ValueError, "batch"),
             ({"samples": 10, "seed": -1}, ValueError, "negative"),
@@ -442,6 +465,10 @@ class TestErrors:
     def test_what_cannot_be_called(self) -> None:
         with pytest.raises(TypeError, match="callable"):
             monte_carlo(3, 10)
+        with pytest.raises(TypeError, match=r"cannot be called as fn\(rng, n\): missing"):
+            monte_carlo(lambda rng, n, k: pytest.fail("it was called"), 10)
+        with pytest.raises(TypeError, match=r"cannot be called as fn\(u\): too many"):
+            monte_carlo(lambda: pytest.fail("it was called"), 10, points="antithetic", dim=1)
 
 
 class TestProgress:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repartir import SweepResult, SweepRow
+from repartir import SweepResult, SweepRow, tables
 from tests.helpers import module_main
 
 
@@ -143,6 +143,14 @@ class TestFiles:
         found(row({"x": 1}, np.arange(3)), row({"x": 2}, np.arange(3) * 2)).to_npz(path)
         with np.load(path) as table:
             assert table["result"].tolist() == [[0, 1, 2], [0, 2, 4]]
+
+    def test_whole_numbers_beyond_64_bits_are_text(self, tmp_path: Path) -> None:
+        path, table = tmp_path / "table.npz", found(row({"x": 2**70}, 1), row({"x": 3}, 2))
+        table.to_npz(path)
+        with np.load(path, allow_pickle=False) as loaded:
+            assert loaded["x"].tolist() == [str(2**70), "3"]
+        assert tables.for_arrow([2**70, 3, None]) == [str(2**70), "3", None]
+        assert tables.for_arrow([2**62, 3, None]) == [2**62, 3, None]
 
     def test_dataframe(self) -> None:
         pandas = pytest.importorskip("pandas")
