@@ -223,19 +223,17 @@ class Journal:
         """Write what is left and let go of the file.  `JournalError` if it cannot be written; it is let go of anyway."""
         if self._is_closed or os.getpid() != self._pid:
             return
-        self._is_closed = True
-        atexit.unregister(self.close)
-        try:
-            self._committer.close()
-            self._connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (time.time(), self._run))
-        except sqlite3.Error as error:
-            raise self._cannot_write(error) from error
-        finally:
-            journalfile.close(self._connection)
-            for folder in (self.checkpoints, os.path.dirname(self.checkpoints)):
-                with contextlib.suppress(OSError):  # not there, or not empty: tasks go on from it
-                    os.rmdir(folder)
-            self._lock.release()
+        with contextlib.ExitStack() as closing:  # Ctrl-C in one of these leaves none of the others out
+            closing.callback(self._lock.release)
+            closing.callback(self._remove_folders)
+            closing.callback(journalfile.close, self._connection)
+            closing.callback(atexit.unregister, self.close)
+            self._is_closed = True
+            try:
+                self._committer.close()
+                self._connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (time.time(), self._run))
+            except sqlite3.Error as error:
+                raise self._cannot_write(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -264,6 +262,11 @@ class Journal:
                 with contextlib.suppress(OSError):
                     if error is None:
                         checkpoints.forget(self.checkpoints, checkpoints.name_of_row(key, repeat))
+
+    def _remove_folders(self) -> None:
+        for folder in (self.checkpoints, os.path.dirname(self.checkpoints)):
+            with contextlib.suppress(OSError):  # not there, or not empty: tasks go on from it
+                os.rmdir(folder)
 
     def _cannot_write(self, error: sqlite3.Error) -> JournalError:
         return JournalError(

@@ -218,19 +218,18 @@ class FileLock:
         self.path = f"{real}.lock"
         self._real = real
         deadline = time.monotonic() + wait_s
-        while (fd := self._try()) is None:
+        while not self._try():
             if time.monotonic() >= deadline:
                 raise JournalError(
                     f"the journal {real} is in use by {self._holder()}. Wait for that run, or give each run a journal of "
                     "its own and join them with `repartir journal merge`"
                 )
             time.sleep(_LOOK_S)
-        self._fd = fd
 
-    def _try(self) -> int | None:
+    def _try(self) -> bool:
         with _held_mutex:
             if self._real in _held:
-                return None
+                return False
             try:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except OSError as error:
@@ -239,11 +238,16 @@ class FileLock:
                 ) from error
             if not self._lock(fd):
                 os.close(fd)
-                return None
+                return False
+            self._fd = fd
             _held.add(self._real)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(_myself()).encode(), 0)
-        return fd
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(_myself()).encode(), 0)
+        except BaseException:
+            self.release()
+            raise
+        return True
 
     def _lock(self, fd: int) -> bool:
         """Whether ``fd`` is locked and still is the file under its name, which the last holder may have removed."""
@@ -276,9 +280,11 @@ class FileLock:
 
     def release(self) -> None:
         with _held_mutex:
-            durable.remove(self.path)
-            os.close(self._fd)
             _held.discard(self._real)
+            try:
+                durable.remove(self.path)
+            finally:
+                os.close(self._fd)
 
 
 def _myself() -> dict[str, Any]:

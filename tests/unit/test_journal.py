@@ -10,12 +10,13 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from repartir import JournalMismatch, journalfile, streams
+from repartir.committer import Committer
 from repartir.errors import JournalError
 from repartir.journal import Journal, StoredRow
 from tests.helpers import module_main, package_root
@@ -303,6 +304,38 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(path: Path) -> None:
     with pytest.raises(JournalError, match="full"):
         journal.close()
     assert results(path) == [0]
+
+
+@pytest.mark.parametrize("of", [journalfile, Committer])
+def test_ctrl_c_while_it_is_closed_lets_go_of_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, of: Any
+) -> None:
+    journal = Journal.open(path, simulate, seed=7)
+    record(journal, 0, 0)
+    with monkeypatch.context() as patched:
+        close = of.close
+
+        def interrupted(closed: Any) -> None:
+            close(closed)
+            raise KeyboardInterrupt
+
+        patched.setattr(of, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.close()
+    assert not list(path.parent.glob("*.lock"))
+    with Journal.open(path, simulate, seed=7, busy=0) as again:
+        assert len(again.finished()) == 1
+
+
+def test_ctrl_c_while_it_says_who_holds_it_lets_go_of_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("repartir.journalfile._myself", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Journal.open(path, simulate, seed=7)
+    Journal.open(path, simulate, seed=7, busy=0).close()
 
 
 @pytest.mark.slow
