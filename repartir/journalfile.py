@@ -236,10 +236,14 @@ class FileLock:
                 raise JournalError(
                     f"the journal {self._real} cannot be locked, since {self.path} cannot be made: {error.strerror}"
                 ) from error
-            if not self._lock(fd):
-                os.close(fd)
+            self._fd, is_locked = fd, False
+            try:
+                is_locked = self._lock(fd)
+            finally:
+                if not is_locked:
+                    os.close(fd)
+            if not is_locked:
                 return False
-            self._fd = fd
             _held.add(self._real)
         try:
             os.ftruncate(fd, 0)
@@ -256,7 +260,6 @@ class FileLock:
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
-            os.close(fd)
             raise JournalError(
                 f"the file system of {self._real} has no file locks ({error.strerror}), so that a journal is not safe "
                 "there: put it on another one"
