@@ -16,7 +16,7 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -39,10 +39,10 @@ _ON_CHANGE = ("raise", "rerun", "reuse")
 _ROW_BYTES = 500  # of a row besides its values
 # What has finished is not undone by an attempt that failed.
 _RECORD = """
-INSERT INTO rows (lineage, key, repeat, run, finished, params, labels, result, error, traceback, seconds, worker, attempts)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO rows (lineage, key, repeat, run, finished, params, result, error, traceback, seconds, worker, attempts)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (lineage, key, repeat) DO UPDATE SET run = excluded.run, finished = excluded.finished, params = excluded.params,
-    labels = excluded.labels, result = excluded.result, error = excluded.error, traceback = excluded.traceback,
+    result = excluded.result, error = excluded.error, traceback = excluded.traceback,
     seconds = excluded.seconds, worker = excluded.worker, attempts = excluded.attempts
 WHERE excluded.error IS NULL OR rows.error IS NOT NULL
 """
@@ -176,11 +176,10 @@ class Journal:
         seconds: float,
         worker: int | None,
         attempts: int,
-        labels: Mapping[str, str] | None = None,
     ) -> None:
         """Have a row written soon, within half a second; a failed one is told, but runs again next time.
 
-        ``labels``: names that stand for parameters in lists.  Raises `TaskNotSerializable` for a value that nothing can
+        Raises `TaskNotSerializable` for a value that nothing can
         pickle, ``ValueError`` for one of a gigabyte, and `JournalError` if rows recorded before could not be written, which
         are kept for `flush` to try again.
         """
@@ -191,7 +190,6 @@ class Journal:
         # Types that SQLite knows, here rather than in the thread that writes
         known = (float(seconds), None if worker is None else int(worker), int(attempts))
         stored_params = values.dumps(params, "the parameters of a row")
-        stored_labels = values.dumps(dict(labels)) if labels else "{}"
         text = None if error is None else _error_text(error)
         stored = None if error is not None else values.dumps(result, f"the result of the row {params!r:.200}")
         row = (
@@ -202,7 +200,6 @@ class Journal:
                 self._run,
                 time.time(),
                 stored_params,
-                stored_labels,
                 stored,
             ),
             *(text, None if traceback is None else _storable(traceback), *known),

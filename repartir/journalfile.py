@@ -54,7 +54,7 @@ CREATE TABLE runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, de
     host TEXT NOT NULL, user TEXT NOT NULL, pid INTEGER NOT NULL, command TEXT NOT NULL,
     repartir TEXT NOT NULL, python TEXT NOT NULL, numpy TEXT NOT NULL);
 CREATE TABLE rows (id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, key BLOB NOT NULL, repeat INTEGER NOT NULL,
-    run INTEGER NOT NULL, finished REAL NOT NULL, params NOT NULL, labels NOT NULL, result, error TEXT, traceback TEXT,
+    run INTEGER NOT NULL, finished REAL NOT NULL, params NOT NULL, result, error TEXT, traceback TEXT,
     seconds REAL NOT NULL, worker INTEGER, attempts INTEGER NOT NULL, UNIQUE (lineage, key, repeat));
 COMMIT;
 """

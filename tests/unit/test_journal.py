@@ -74,7 +74,6 @@ def test_a_later_run_is_served_what_an_earlier_one_finished(path: Path) -> None:
             seconds=1.5,
             worker=None,
             attempts=2,
-            labels={"x": "one"},
         )
     with Journal.open(os.fspath(path), simulate, seed=7) as journal:
         assert journal.finished() == {
