@@ -70,6 +70,10 @@ def real_path(path: str | os.PathLike[str]) -> str:
     real = os.path.realpath(given)
     if not given or os.path.isdir(real):
         raise JournalError(f"the journal must be a file, and {given!r} is a folder")
+    if os.path.exists(real) and not os.path.isfile(real):  # /dev/null, which a new journal would replace
+        raise JournalError(
+            f"the journal must be a file, and {given!r} is a device or a pipe: give another path"
+        )
     if not os.path.isdir(os.path.dirname(real)):
         raise JournalError(f"the folder of the journal {given!r} does not exist: make it first")
     return real

@@ -204,11 +204,14 @@ def test_wrong_arguments_are_refused_before_anything_is_made(path: Path) -> None
         Journal.open(path, 3, seed=7)  # type: ignore[arg-type]
     with pytest.raises(JournalError, match="is a folder"):
         Journal.open(path.parent, simulate, seed=7)
+    os.mkfifo(path.parent / "pipe")
+    with pytest.raises(JournalError, match="is a device or a pipe"):
+        Journal.open(path.parent / "pipe", simulate, seed=7)
     with pytest.raises(JournalError, match="does not exist"):
         Journal.open(path / "deeper" / "walk.db", simulate, seed=7)
     with pytest.raises(TypeError, match="string or a Path"):
         Journal.open(b"x", simulate, seed=7)  # type: ignore[arg-type]
-    assert os.listdir(path.parent) == []
+    assert os.listdir(path.parent) == ["pipe"]
 
 
 def test_a_value_that_nothing_can_pickle_is_named(path: Path) -> None:
