@@ -28,6 +28,7 @@ from repartir.committer import Committer
 from repartir.definitions import Definition
 from repartir.errors import JournalError, JournalMismatch
 from repartir.functiondigest import describe_function
+from repartir.portable import in_a_line
 from repartir.readable import readable
 from repartir.streams import Seed
 
@@ -190,7 +191,7 @@ class Journal:
         # Types that SQLite knows, here rather than in the thread that writes
         known = (float(seconds), None if worker is None else int(worker), int(attempts))
         stored_params = values.dumps(params, "the parameters of a row")
-        text = None if error is None else _error_text(error)
+        text = None if error is None else _storable(in_a_line(error))
         stored = None if error is not None else values.dumps(result, f"the result of the row {params!r:.200}")
         row = (
             *(
@@ -343,14 +344,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a number without a name, in a container
         return str(os.getuid())
-
-
-def _error_text(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - users' code
-        text = ""
-    return _storable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def _storable(text: str) -> str:
