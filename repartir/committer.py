@@ -30,11 +30,13 @@ class Committer(Generic[_Row]):
         self._closing = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="repartir-journal", daemon=True)
-        self._thread.start()
+        """Begins with the first row: Ctrl-C before leaves none behind."""
 
     def add(self, row: _Row, size_bytes: int) -> None:
         """Have ``row`` written soon.  Raises the failure of an earlier batch, which is kept together with ``row``."""
         with self._changed:
+            if self._thread.ident is None:
+                self._thread.start()
             while self._size_bytes > ROOM_BYTES and self._failure is None:
                 self._changed.wait()
             self._rows.append(row)
@@ -63,7 +65,8 @@ class Committer(Generic[_Row]):
             with self._changed:
                 self._closing = True
                 self._changed.notify_all()
-            self._thread.join()
+            if self._thread.ident is not None:
+                self._thread.join()
 
     def _run(self) -> None:
         while batch := self._next_batch():

@@ -4,8 +4,9 @@ The digest is of *parts*, each under its name:
 
 - the function, and the functions and classes of its own file that it names, and those that they name;
 - what it carries: bound arguments of a ``partial``, captured variables, defaults, the object of a bound method or callable;
-- atoms among the globals it names (``N = 1000``), and tuples of those.  Lists, dicts and arrays are not looked at, since
-  programs change them while they run; functions and classes in them are.
+- atoms among the globals it names (``N = 1000``), and tuples of those; named tuples and frozen dataclasses of its file.
+  Lists, dicts, arrays and other objects are not looked at, since programs change them while they run; functions and classes
+  in them are.
 
 Other files are other versions of a library, and count by name only, except where a function of a file that is not installed
 is carried along.  A part is the syntax tree of its source, without what has no effect, in a form that is the same in every
@@ -16,6 +17,7 @@ version of Python only; for what is written in C, name and version.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import enum
 import functools
 import os
@@ -188,6 +190,8 @@ class _Reader:
             self._add(f"{name} =", self._carried(value), f"{name} = {value}")
         elif _globals_of(type(value)) is where:
             self._meet(type(value))
+            if _is_frozen(value):
+                self._add(f"{name} =", self._carried(value), f"{name} = {value!r:.500}")
         elif _is_atomic(value):
             self._add(f"{name} =", self._carried(value), f"{name} = {value!r:.500}")
         elif isinstance(value, list | tuple | set | frozenset | dict):
@@ -385,6 +389,13 @@ def _is_atomic(value: Any) -> bool:
     if type(value) is tuple:
         return all(_is_atomic(item) for item in value)
     return isinstance(value, _ATOMS)
+
+
+def _is_frozen(value: Any) -> bool:
+    """Whether it was made to stay as it is, as settings are: a frozen dataclass, a named tuple."""
+    return isinstance(value, tuple) or (
+        dataclasses.is_dataclass(value) and getattr(type(value), "__dataclass_params__").frozen  # noqa: B009
+    )
 
 
 def _atom(value: Any) -> str:

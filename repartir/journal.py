@@ -16,7 +16,7 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -28,6 +28,7 @@ from repartir.committer import Committer
 from repartir.definitions import Definition
 from repartir.errors import JournalError, JournalMismatch
 from repartir.functiondigest import describe_function
+from repartir.portable import in_a_line
 from repartir.readable import readable
 from repartir.streams import Seed
 
@@ -39,10 +40,10 @@ _ON_CHANGE = ("raise", "rerun", "reuse")
 _ROW_BYTES = 500  # of a row besides its values
 # What has finished is not undone by an attempt that failed.
 _RECORD = """
-INSERT INTO rows (lineage, key, repeat, run, finished, params, labels, result, error, traceback, seconds, worker, attempts)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO rows (lineage, key, repeat, run, finished, params, result, error, traceback, seconds, worker, attempts)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (lineage, key, repeat) DO UPDATE SET run = excluded.run, finished = excluded.finished, params = excluded.params,
-    labels = excluded.labels, result = excluded.result, error = excluded.error, traceback = excluded.traceback,
+    result = excluded.result, error = excluded.error, traceback = excluded.traceback,
     seconds = excluded.seconds, worker = excluded.worker, attempts = excluded.attempts
 WHERE excluded.error IS NULL OR rows.error IS NOT NULL
 """
@@ -176,11 +177,10 @@ class Journal:
         seconds: float,
         worker: int | None,
         attempts: int,
-        labels: Mapping[str, str] | None = None,
     ) -> None:
         """Have a row written soon, within half a second; a failed one is told, but runs again next time.
 
-        ``labels``: names that stand for parameters in lists.  Raises `TaskNotSerializable` for a value that nothing can
+        Raises `TaskNotSerializable` for a value that nothing can
         pickle, ``ValueError`` for one of a gigabyte, and `JournalError` if rows recorded before could not be written, which
         are kept for `flush` to try again.
         """
@@ -191,8 +191,7 @@ class Journal:
         # Types that SQLite knows, here rather than in the thread that writes
         known = (float(seconds), None if worker is None else int(worker), int(attempts))
         stored_params = values.dumps(params, "the parameters of a row")
-        stored_labels = values.dumps(dict(labels)) if labels else "{}"
-        text = None if error is None else _error_text(error)
+        text = None if error is None else _storable(in_a_line(error))
         stored = None if error is not None else values.dumps(result, f"the result of the row {params!r:.200}")
         row = (
             *(
@@ -202,7 +201,6 @@ class Journal:
                 self._run,
                 time.time(),
                 stored_params,
-                stored_labels,
                 stored,
             ),
             *(text, None if traceback is None else _storable(traceback), *known),
@@ -223,19 +221,17 @@ class Journal:
         """Write what is left and let go of the file.  `JournalError` if it cannot be written; it is let go of anyway."""
         if self._is_closed or os.getpid() != self._pid:
             return
-        self._is_closed = True
-        atexit.unregister(self.close)
-        try:
-            self._committer.close()
-            self._connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (time.time(), self._run))
-        except sqlite3.Error as error:
-            raise self._cannot_write(error) from error
-        finally:
-            journalfile.close(self._connection)
-            for folder in (self.checkpoints, os.path.dirname(self.checkpoints)):
-                with contextlib.suppress(OSError):  # not there, or not empty: tasks go on from it
-                    os.rmdir(folder)
-            self._lock.release()
+        with contextlib.ExitStack() as closing:  # Ctrl-C in one of these leaves none of the others out
+            closing.callback(self._lock.release)
+            closing.callback(self._remove_folders)
+            closing.callback(journalfile.close, self._connection)
+            closing.callback(atexit.unregister, self.close)
+            self._is_closed = True
+            try:
+                self._committer.close()
+                self._connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (time.time(), self._run))
+            except sqlite3.Error as error:
+                raise self._cannot_write(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -264,6 +260,11 @@ class Journal:
                 with contextlib.suppress(OSError):
                     if error is None:
                         checkpoints.forget(self.checkpoints, checkpoints.name_of_row(key, repeat))
+
+    def _remove_folders(self) -> None:
+        for folder in (self.checkpoints, os.path.dirname(self.checkpoints)):
+            with contextlib.suppress(OSError):  # not there, or not empty: tasks go on from it
+                os.rmdir(folder)
 
     def _cannot_write(self, error: sqlite3.Error) -> JournalError:
         return JournalError(
@@ -343,14 +344,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a number without a name, in a container
         return str(os.getuid())
-
-
-def _error_text(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - users' code
-        text = ""
-    return _storable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def _storable(text: str) -> str:

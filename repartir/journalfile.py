@@ -54,7 +54,7 @@ CREATE TABLE runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, de
     host TEXT NOT NULL, user TEXT NOT NULL, pid INTEGER NOT NULL, command TEXT NOT NULL,
     repartir TEXT NOT NULL, python TEXT NOT NULL, numpy TEXT NOT NULL);
 CREATE TABLE rows (id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, key BLOB NOT NULL, repeat INTEGER NOT NULL,
-    run INTEGER NOT NULL, finished REAL NOT NULL, params NOT NULL, labels NOT NULL, result, error TEXT, traceback TEXT,
+    run INTEGER NOT NULL, finished REAL NOT NULL, params NOT NULL, result, error TEXT, traceback TEXT,
     seconds REAL NOT NULL, worker INTEGER, attempts INTEGER NOT NULL, UNIQUE (lineage, key, repeat));
 COMMIT;
 """
@@ -70,6 +70,10 @@ def real_path(path: str | os.PathLike[str]) -> str:
     real = os.path.realpath(given)
     if not given or os.path.isdir(real):
         raise JournalError(f"the journal must be a file, and {given!r} is a folder")
+    if os.path.exists(real) and not os.path.isfile(real):  # /dev/null, which a new journal would replace
+        raise JournalError(
+            f"the journal must be a file, and {given!r} is a device or a pipe: give another path"
+        )
     if not os.path.isdir(os.path.dirname(real)):
         raise JournalError(f"the folder of the journal {given!r} does not exist: make it first")
     return real
@@ -218,32 +222,40 @@ class FileLock:
         self.path = f"{real}.lock"
         self._real = real
         deadline = time.monotonic() + wait_s
-        while (fd := self._try()) is None:
+        while not self._try():
             if time.monotonic() >= deadline:
                 raise JournalError(
                     f"the journal {real} is in use by {self._holder()}. Wait for that run, or give each run a journal of "
                     "its own and join them with `repartir journal merge`"
                 )
             time.sleep(_LOOK_S)
-        self._fd = fd
 
-    def _try(self) -> int | None:
+    def _try(self) -> bool:
         with _held_mutex:
             if self._real in _held:
-                return None
+                return False
             try:
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except OSError as error:
                 raise JournalError(
                     f"the journal {self._real} cannot be locked, since {self.path} cannot be made: {error.strerror}"
                 ) from error
-            if not self._lock(fd):
-                os.close(fd)
-                return None
+            self._fd, is_locked = fd, False
+            try:
+                is_locked = self._lock(fd)
+            finally:
+                if not is_locked:
+                    os.close(fd)
+            if not is_locked:
+                return False
             _held.add(self._real)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(_myself()).encode(), 0)
-        return fd
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(_myself()).encode(), 0)
+        except BaseException:
+            self.release()
+            raise
+        return True
 
     def _lock(self, fd: int) -> bool:
         """Whether ``fd`` is locked and still is the file under its name, which the last holder may have removed."""
@@ -252,7 +264,6 @@ class FileLock:
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
-            os.close(fd)
             raise JournalError(
                 f"the file system of {self._real} has no file locks ({error.strerror}), so that a journal is not safe "
                 "there: put it on another one"
@@ -276,9 +287,11 @@ class FileLock:
 
     def release(self) -> None:
         with _held_mutex:
-            durable.remove(self.path)
-            os.close(self._fd)
             _held.discard(self._real)
+            try:
+                durable.remove(self.path)
+            finally:
+                os.close(self._fd)
 
 
 def _myself() -> dict[str, Any]:

@@ -18,8 +18,8 @@ from repartir.readable import readable
 Keep = Literal["first", "last"]
 
 _RUN = "started, ended, host, user, pid, command, repartir, python, numpy"
-_ROW = "key, repeat, finished, params, labels, result, error, traceback, seconds, worker, attempts"
-_MARKS = ", ".join("?" * 11)
+_ROW = "key, repeat, finished, params, result, error, traceback, seconds, worker, attempts"
+_MARKS = ", ".join("?" * 10)
 
 
 def merge(out: str, files: Sequence[str], keep: Keep | None = None) -> dict[str, int]:
@@ -106,7 +106,7 @@ class _Merge:
         return cursor.lastrowid
 
     def _row(self, file: str, run: int, row: list[Any]) -> None:
-        key, repeat, finished, params, _, result, error, *_ = row
+        key, repeat, finished, params, result, error, *_ = row
         known = self._connection.execute(
             "SELECT id, run, finished, result, error FROM rows WHERE lineage = ? AND key = ? AND repeat = ?",
             (self._lineage, key, repeat),

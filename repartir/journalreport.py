@@ -16,7 +16,7 @@ from repartir.readable import readable
 
 _COLUMNS = ("repeat", "error", "seconds", "worker", "attempts")
 _KNOWN = ("repeat", "error", "traceback", "seconds", "worker", "attempts")
-_SELECT = f"SELECT params, labels, result, finished, id, {', '.join(_KNOWN)} FROM rows WHERE lineage = ?"
+_SELECT = f"SELECT params, result, finished, id, {', '.join(_KNOWN)} FROM rows WHERE lineage = ?"
 _RUN = ("started", "ended", "host", "user", "pid", "command", "repartir", "python", "numpy")
 
 
@@ -65,9 +65,9 @@ def rows(connection: sqlite3.Connection, last: int | None = None) -> Iterator[di
     if last is not None:
         query = f"SELECT * FROM ({_SELECT} ORDER BY finished DESC, id DESC LIMIT ?) ORDER BY finished, id"
         arguments.append(last)
-    for params, labels, result, finished, _, *known in connection.execute(query, arguments):
+    for params, result, finished, _, *known in connection.execute(query, arguments):
         yield {
-            "params": {**readable(params), **readable(labels)},
+            "params": readable(params),
             "result": None if result is None else readable(result),
             **dict(zip(_KNOWN, known, strict=True)),
             "finished": when(finished),

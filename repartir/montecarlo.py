@@ -9,6 +9,7 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from repartir import worker
 from repartir.borrowed import check_executor, executor_for
 from repartir.door import check_call, positive
 from repartir.draws import Draw, Drawn, Layout
@@ -112,7 +113,8 @@ def monte_carlo(
     )
     shown = reporter(progress, name_of(fn), stop.samples)
     with executor_for(executor, idempotent=True) as ex:
-        return _Run(draw, plan, stop, asked, shown).on(ex)
+        is_own = executor is None and worker.current() is None
+        return _Run(draw, plan, stop, asked, shown).on(ex, is_own=is_own)
 
 
 class _Stop(NamedTuple):
@@ -142,8 +144,11 @@ class _Run:
         self._has_warned = False
         shown.note = self._note
 
-    def on(self, executor: concurrent.futures.Executor) -> Estimate:
-        """The estimate; whatever ends it, nothing of it is left waiting in the executor."""
+    def on(self, executor: concurrent.futures.Executor, *, is_own: bool) -> Estimate:
+        """The estimate; whatever ends it, nothing of it is left waiting in the executor.
+
+        ``is_own``: nobody else uses its workers, so those that still draw are stopped, where others are let to finish.
+        """
         plan, stop = self._plan, self._stop
         end = None if stop.samples is None else batches_of(plan, stop.samples)
         cuts = plan.looks() if stop.has_tolerance else None
@@ -158,7 +163,7 @@ class _Run:
             was_interrupted = True
             raise self._interrupted() from None
         finally:
-            spans.close(running=was_interrupted)
+            spans.close(running=was_interrupted or is_own)
 
     def _drawn(self, spans: Spans) -> Estimate:
         looks, look = self._plan.looks(), 0

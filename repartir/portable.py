@@ -99,6 +99,12 @@ def message_of(exception: BaseException) -> str:
         return f"<its message cannot be shown: {describe(failure)}>"
 
 
+def in_a_line(exception: BaseException) -> str:
+    """Its class and its message, as tables show it."""
+    text, name = message_of(exception), type(exception).__name__
+    return f"{name}: {text}" if text else name
+
+
 def add_note(exception: BaseException, note: str) -> None:
     """What the method of this name does, whatever the class makes of that."""
     _attributes_of(exception).setdefault("__notes__", []).append(note)

@@ -86,7 +86,7 @@ def grid(**values: Iterable[Any]) -> Space:
 
     Args:
         values: for each parameter an iterable, or a dict from labels to values: rows then show the label, and the function
-            gets the value.
+            gets the value.  To streams and journals the label is the value: what has changed wants another one.
 
     Raises ``TypeError`` for a string or what cannot be iterated over, ``ValueError`` for a parameter without values.
     """

@@ -179,13 +179,14 @@ class _Run:
                 self._rows[base + number] = self._call.row(item, (stored.result, told))
         self._shown.step(len(items) - len(missing))
         outcome = None
-        with contextlib.closing(numbered(executor, self._call, [items[at] for at in missing])) as outcomes:
-            try:
-                for nth, outcome in outcomes:
-                    item = items[missing[nth]]
-                    self._finish(base + missing[nth], item, self._call.row(item, outcome))
-            finally:
-                del outcome  # an error, perhaps, whose traceback leads here
+        outcomes = numbered(executor, self._call, [items[at] for at in missing])
+        try:
+            for nth, outcome in outcomes:
+                item = items[missing[nth]]
+                self._finish(base + missing[nth], item, self._call.row(item, outcome))
+        finally:
+            del outcome  # an error, perhaps, whose traceback leads here
+            outcomes.close()
         return [self._of_point(first) for first in range(base, self._begun, self._repeats)]
 
     def _of_point(self, first: int) -> list[SweepRow]:

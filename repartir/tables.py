@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from repartir.portable import in_a_line
 from repartir.sweeprow import SweepRow, entries_of
 
 _OF_ROWS = ("repeat", "seconds", "worker", "attempts", "error")
@@ -32,7 +33,7 @@ def columns(rows: Sequence[SweepRow]) -> dict[str, list[Any]]:
         table[title] = [entries_of(row.result).get(name) for row in rows]
     for name in ("seconds", "worker", "attempts"):
         table[about[name]] = [getattr(row, name) for row in rows]
-    table[about["error"]] = [None if row.error is None else _told(row.error) for row in rows]
+    table[about["error"]] = [None if row.error is None else in_a_line(row.error) for row in rows]
     return table
 
 
@@ -53,7 +54,7 @@ def json_of(rows: Sequence[SweepRow]) -> str:
             "params": _jsonable(row.params),
             "repeat": row.repeat,
             "result": _jsonable(row.result),
-            "error": None if row.error is None else _told(row.error),
+            "error": None if row.error is None else in_a_line(row.error),
             "seconds": row.seconds,
             "worker": row.worker,
             "attempts": row.attempts,
@@ -61,11 +62,6 @@ def json_of(rows: Sequence[SweepRow]) -> str:
         for row in rows
     ]
     return json.dumps(objects, indent=1, allow_nan=False)
-
-
-def _told(error: BaseException) -> str:
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def written(text: str, path: str | os.PathLike[str] | None) -> str | None:

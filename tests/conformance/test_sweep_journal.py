@@ -25,7 +25,7 @@ from repartir import (
     sampled,
     sweep,
 )
-from repartir.journal import Journal
+from repartir.committer import Committer
 
 from . import sweep_tasks as tasks
 from .conftest import Make
@@ -116,16 +116,20 @@ class TestResumed:
 
 @only_fork
 class TestFailing:
+    @pytest.mark.parametrize(("where", "count"), [("close", 5), ("add", 1)])
     def test_what_has_no_room_on_the_disk_is_in_partial(
-        self, ex: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+        self, ex: Any, path: Path, monkeypatch: pytest.MonkeyPatch, where: str, count: int
     ) -> None:
-        def full(_: Journal, rows: list[Any]) -> None:
+        done = getattr(Committer, where)
+
+        def full(*args: Any) -> None:
+            done(*args)
             raise JournalError("the disk is full")
 
-        monkeypatch.setattr(Journal, "_write", full)
+        monkeypatch.setattr(Committer, where, full)
         with pytest.raises(JournalError, match="full") as caught:
             sweep(tasks.identity, grid(x=range(5)), executor=ex, journal=path)
-        assert [row.result for row in caught.value.partial] == list(range(5))  # type: ignore[attr-defined]
+        assert len(caught.value.partial) == count  # type: ignore[attr-defined]
 
     def test_a_result_that_nothing_can_store_costs_its_row(self, kind: Any, path: Path) -> None:
         with SerialExecutor() as ex:

@@ -208,6 +208,14 @@ def test_a_cell_that_runs_again_counts_as_it_is_now(describe: Callable[..., Func
             "import dataclasses\n@dataclasses.dataclass\nclass P:\n    a: int = 2\n    def m(self): 1\ndef f(x): return P()",
         ),
         (
+            "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass P: a: int\nSET = P(1)\ndef f(x): return SET",
+            "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass P: a: int\nSET = P(2)\ndef f(x): return SET",
+        ),
+        (
+            "import collections\nP = collections.namedtuple('P', 'a')\nSET = P(1)\ndef f(x): return SET.a",
+            "import collections\nP = collections.namedtuple('P', 'a')\nSET = P(2)\ndef f(x): return SET.a",
+        ),
+        (
             "import enum\nclass E(enum.Enum):\n    A = 1\nMODE = E.A\ndef f(x): return MODE",
             "import enum\nclass E(enum.Enum):\n    A = 2\nMODE = E.A\ndef f(x): return MODE",
         ),

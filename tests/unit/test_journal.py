@@ -10,12 +10,13 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from repartir import JournalMismatch, journalfile, streams
+from repartir.committer import Committer
 from repartir.errors import JournalError
 from repartir.journal import Journal, StoredRow
 from tests.helpers import module_main, package_root
@@ -73,7 +74,6 @@ def test_a_later_run_is_served_what_an_earlier_one_finished(path: Path) -> None:
             seconds=1.5,
             worker=None,
             attempts=2,
-            labels={"x": "one"},
         )
     with Journal.open(os.fspath(path), simulate, seed=7) as journal:
         assert journal.finished() == {
@@ -204,11 +204,14 @@ def test_wrong_arguments_are_refused_before_anything_is_made(path: Path) -> None
         Journal.open(path, 3, seed=7)  # type: ignore[arg-type]
     with pytest.raises(JournalError, match="is a folder"):
         Journal.open(path.parent, simulate, seed=7)
+    os.mkfifo(path.parent / "pipe")
+    with pytest.raises(JournalError, match="is a device or a pipe"):
+        Journal.open(path.parent / "pipe", simulate, seed=7)
     with pytest.raises(JournalError, match="does not exist"):
         Journal.open(path / "deeper" / "walk.db", simulate, seed=7)
     with pytest.raises(TypeError, match="string or a Path"):
         Journal.open(b"x", simulate, seed=7)  # type: ignore[arg-type]
-    assert os.listdir(path.parent) == []
+    assert os.listdir(path.parent) == ["pipe"]
 
 
 def test_a_value_that_nothing_can_pickle_is_named(path: Path) -> None:
@@ -303,6 +306,38 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(path: Path) -> None:
     with pytest.raises(JournalError, match="full"):
         journal.close()
     assert results(path) == [0]
+
+
+@pytest.mark.parametrize("of", [journalfile, Committer])
+def test_ctrl_c_while_it_is_closed_lets_go_of_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, of: Any
+) -> None:
+    journal = Journal.open(path, simulate, seed=7)
+    record(journal, 0, 0)
+    with monkeypatch.context() as patched:
+        close = of.close
+
+        def interrupted(closed: Any) -> None:
+            close(closed)
+            raise KeyboardInterrupt
+
+        patched.setattr(of, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.close()
+    assert not list(path.parent.glob("*.lock"))
+    with Journal.open(path, simulate, seed=7, busy=0) as again:
+        assert len(again.finished()) == 1
+
+
+def test_ctrl_c_while_it_says_who_holds_it_lets_go_of_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("repartir.journalfile._myself", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Journal.open(path, simulate, seed=7)
+    Journal.open(path, simulate, seed=7, busy=0).close()
 
 
 @pytest.mark.slow

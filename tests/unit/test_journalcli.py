@@ -64,7 +64,6 @@ def fill(path: Path, rows: dict[int, Any], fn: Any = simulate, seed: int = 7, **
                 seconds=0.25,
                 worker=1,
                 attempts=1,
-                labels={"colour": "rouge"},
             )
     return path
 
@@ -110,7 +109,7 @@ def test_list_goes_on_after_a_file_that_is_none(path: Path, capsys: pytest.Captu
 def test_show_tells_of_the_journal_and_its_last_rows(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "show", path)
     assert "function:" in text
-    assert "x=1, colour=rouge  #0" in text
+    assert "x=1, colour=Colour.RED  #0" in text
     assert "failed: ValueError: no luck" in text
     assert len(said(capsys, "show", path, "--rows", 0).splitlines()) == len(text.splitlines()) - 3
     found = json.loads(said(capsys, "show", path, "--rows", 2, "--json"))

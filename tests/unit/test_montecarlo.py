@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import pickle
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -186,6 +187,14 @@ class TestStopping:
         assert est.samples >= 1000
         assert half <= 0.01
         assert est == monte_carlo(uniform, est.samples, seed=7)
+
+    def test_what_draws_beyond_it_is_not_waited_for(self) -> None:
+        def draw(rng: Any, n: int) -> Any:
+            if rng.bit_generator.seed_seq.spawn_key[-1] > 0:
+                signal.pause()
+            return rng.random(n)
+
+        assert repartir.monte_carlo(draw, tol=0.05, batch=4000, seed=7).samples == 4000
 
     def test_not_before_min_samples(self) -> None:
         assert 1000 <= monte_carlo(uniform, tol=1.0, seed=7).samples <= 1700

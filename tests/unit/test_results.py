@@ -128,6 +128,14 @@ class TestFiles:
         ]
         assert json.loads(CLASHING.to_json() or "")[2]["error"] == "ValueError: no"
 
+    def test_an_error_without_a_message_is_told_by_its_class(self) -> None:
+        class MuteError(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError("no text")
+
+        failed = SweepResult([SweepRow({"x": 1}, 0, None, MuteError(), "", 0.0, None, 1)], 7, total=1)
+        assert "MuteError: <its message cannot be shown: RuntimeError: no text>" in (failed.to_csv() or "")
+
     def test_npz(self, tmp_path: Path) -> None:
         path = tmp_path / "table.npz"
         CLASHING.to_npz(path)
