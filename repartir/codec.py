@@ -56,8 +56,9 @@ def encode_call(
 ) -> Encoded | bytes:
     """The arguments of one call; `decode` gives `(args, kwargs)`.
 
-    `inherited`: arrays that the receiver has by fork, sent as references. `threshold`: bytes from which on a buffer
-    travels beside the pickle. Raises TaskNotSerializable, which names the argument.
+    `inherited`: arrays that the receiver has by fork: as globals of functions they are sent as references.
+    `threshold`: bytes from which on a buffer travels beside the pickle. Raises TaskNotSerializable, which names the
+    argument.
     """
     if not kwargs and _are_atoms(map(type, args)):
         return _dumps((args, kwargs), PROTOCOL)

@@ -429,7 +429,7 @@ class _TakesTasks(concurrent.futures.Executor):
             if reduce is not None or numbered:
                 raise
             return mapping.failed(exc)
-        feed = mapping.Feed(engine, job, fn, ref, self._policy, star=star, fold=fold, apart=numbered)
+        feed = mapping.Feed(engine, job, fn, ref, self._policy, star=star, fold=fold)
         try:
             if buffersize is not None or (chunksize or 1) > 1:
                 feed.post_chunks(items, chunksize or 1, buffersize)

@@ -92,7 +92,7 @@ class _Function:
         self.plain = not (self.kwdefaults.count or self.attributes.count or self.cells.count)
         namespace = fn.__globals__
         self.globals = collector.names(
-            (name, namespace.get(name, _MISSING)) for name in global_names(fn.__code__)
+            ((name, namespace.get(name, _MISSING)) for name in global_names(fn.__code__)), are_globals=True
         )
 
     def holds(self) -> bool:
@@ -173,7 +173,7 @@ class _Collector:
             raise _Unstable
         return defaults
 
-    def names(self, items: Iterable[tuple[str, Any]]) -> _Names:
+    def names(self, items: Iterable[tuple[str, Any]], *, are_globals: bool = False) -> _Names:
         strong: list[tuple[str, Any]] = []
         weak: list[tuple[str, Callable[[], Any]]] = []
         count = 0
@@ -184,7 +184,7 @@ class _Collector:
             elif isinstance(value, ModuleType):
                 strong.append((name, self.module(value)))
             else:
-                weak.append((name, self.weakly(value)))
+                weak.append((name, self.weakly(value, is_global=are_globals)))
         return _Names(tuple(strong), tuple(weak), count)
 
     def module(self, module: ModuleType) -> ModuleType:
@@ -194,14 +194,14 @@ class _Collector:
         self.has_package = self.has_package or hasattr(module, "__path__")
         return module
 
-    def weakly(self, value: Any) -> Callable[[], Any]:
+    def weakly(self, value: Any, *, is_global: bool) -> Callable[[], Any]:
         if type(value) is FunctionType:
             if not goes_by_reference(value):
                 self.function(value)
         elif issubclass(type(value), type):
             if value.__module__ != builtins.__name__ and not goes_by_reference(value):
                 raise _Unstable
-        elif self.inherited is None or self.inherited.name_of(value) is None:
+        elif not (is_global and self.inherited is not None and self.inherited.name_of(value) is not None):
             shared = optional.shared
             look: Callable[[], Any] | None = None if shared is None else shared.unchanged(value)
             if look is None:

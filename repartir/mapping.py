@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from repartir import pages
 from repartir.batches import Failed, Mixed
-from repartir.codec import Encoded, InheritedArrays, encode_call
+from repartir.codec import ATOMS, Encoded, InheritedArrays, encode_call
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.functions import FunctionRef
 from repartir.future import Driver, Future
@@ -30,6 +31,7 @@ _LARGEST_BLOCK = 1 << 20
 """Bytes of items in one block, about."""
 _NEVER = 1 << 62
 """No array is so large that it goes beside the pickle."""
+_SEQUENCES = {tuple, list}
 _LARGEST_SHARE = 16
 _GUIDED_SHARE = 4
 
@@ -107,8 +109,7 @@ class Engine(NamedTuple):
 class Feed:
     """Posts the items of one map for the function ``ref``; ``posted`` counts them.
 
-    ``star``: each item is a tuple of arguments.  ``apart``: each item is pickled by itself, so that what items share is not
-    the same object for those that come to one worker, whose number nobody foresees.
+    ``star``: each item is a tuple of arguments.
     """
 
     def __init__(
@@ -121,7 +122,6 @@ class Feed:
         *,
         star: bool,
         fold: bool = False,
-        apart: bool = False,
     ) -> None:
         self.posted = 0
         self._engine = engine
@@ -131,7 +131,6 @@ class Feed:
         self._held = ref.hold()
         self._policy = policy
         self._star = star
-        self._apart = apart
         self._flags = STAR * star | FOLD * fold | policy.flag
         self._source: Iterator[Any] | None = None
         """Where more items come from; None when there are none."""
@@ -189,14 +188,21 @@ class Feed:
         self.posted = at + 1
 
     def _post_range(self, items: Sequence[Any], flags: int) -> None:
-        """Items in blocks, cut into pages.  Those whose arrays go beside the pickle are tasks of their own."""
+        """Items in blocks, cut into pages.  Those whose arrays go beside the pickle are tasks of their own.
+
+        What is pickled together and refers to one list has one list where it arrives.  So all items of a page are plain
+        values, else one that changes its list would change others', whose number nobody foresees; a chunk that the user
+        asked for is pickled as one, as in the standard library.
+        """
         in_band = flags & (WHOLE | FOLD)
         threshold = _NEVER if in_band else self._engine.threshold
         block = pages.Pages()
-        # A chunk is pickled as one, as in the standard library, and a `range` costs nothing, however long it is.
-        at, count = 0, len(items) if flags & WHOLE or type(items) is range else 1
+        together = bool(flags & WHOLE) or type(items) is range  # a `range` costs nothing, however long it is
+        at, count = 0, len(items) if together else 1
         while at < len(items):
             chunk = items[at : at + count]
+            if count > 1 and not together and not _are_plain(chunk, star=self._star):
+                chunk = chunk[:1]
             try:
                 page = self._encode(chunk, threshold)
             except TaskNotSerializable:
@@ -205,8 +211,7 @@ class Feed:
                     continue
                 page = None
             if page is not None and (type(page) is bytes or not page.buffers):  # type: ignore[union-attr]
-                room = block.add(len(chunk), page)
-                count = 1 if self._apart else room
+                count = block.add(len(chunk), page)
                 if block.size >= _LARGEST_BLOCK:
                     block = self._post_block(block, flags)
             else:
@@ -239,6 +244,15 @@ class Feed:
     def _fail(self, count: int, error: BaseException) -> None:
         with self._engine.pump.mutex:
             self._job.give(self.posted, Failed(error, count))
+
+
+def _are_plain(items: Sequence[Any], *, star: bool) -> bool:
+    """Whether all items are numbers, strings and the like, which nothing can change, or tuples of them."""
+    kinds = set(map(type, items))
+    if kinds <= _SEQUENCES and (star or kinds == {tuple}):
+        kinds = {type(value) for item in items for value in item}
+    numpy = sys.modules.get("numpy")
+    return all(kind in ATOMS or (numpy is not None and issubclass(kind, numpy.generic)) for kind in kinds)
 
 
 class _Taking:

@@ -130,9 +130,9 @@ def dump(
 ) -> Encoded | bytes:
     """Pickle `obj`; plain bytes if no buffer of `threshold` or more bytes is in it and nothing shared.
 
-    `inherited`: arrays that the receiver has by fork. `is_function`: `obj` is a function to be cached by the
-    receiver, which brings the classes that it refers to up to date. `is_result`: it goes to the owner of what
-    it is made of. `owned`: globals that the receiver has of its own. Raises whatever pickling raises.
+    `inherited`: arrays that the receiver has by fork, as globals of functions. `is_function`: `obj` is a function to
+    be cached by the receiver, which brings the classes that it refers to up to date. `is_result`: it goes to the owner
+    of what it is made of. `owned`: globals that the receiver has of its own. Raises whatever pickling raises.
     """
     buffers: list[Buffer] = []
     arrays: dict[int, tuple[pickle.PickleBuffer, ArrayBuffer]] = {}
@@ -249,19 +249,19 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         contents = tuple(map(cp._get_cell_contents, cells))
         make_args = (code, globals_, name, defaults, fn.__closure__)
         make = cp._make_function
-        owned = self.owned
+        owned, inherited = self.owned, self.inherited
         if owned is not None and fn.__globals__ is owned.namespace:
             make = make_function
             slots["__globals__"] = {
                 key: value for key, value in slots["__globals__"].items() if key not in owned.names
             }
+        if inherited:
+            slots["__globals__"] = {
+                key: _as_inherited(inherited, value) for key, value in slots["__globals__"].items()
+            }
         return make, make_args, (attributes, slots, contents), None, None, set_function_state
 
     def _reduce_array(self, array: Any, kind: type) -> Any:
-        if self.inherited is not None:
-            name = self.inherited.name_of(array)
-            if name is not None:
-                return inherited_array, (self.inherited.key, *name)
         if array.dtype.hasobject:
             return NotImplemented
         shared, numpy = optional.shared, sys.modules["numpy"]
@@ -346,6 +346,21 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
             inherited = self.inherited or newest_snapshot()
             known = record.definition = record.version, dump_in_band(cls, inherited, whole=True)
         return b"" if self.is_result and len(known[1]) > MAX_RETURNED_DEFINITION else known[1]
+
+
+class _Inherited:
+    """Stands in a pickle for a global of a function that the receiver has by fork."""
+
+    def __init__(self, key: tuple[int, int], name: tuple[str, str]) -> None:
+        self.call = inherited_array, (key, *name)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def _as_inherited(inherited: InheritedArrays, value: Any) -> Any:
+    name = inherited.name_of(value)
+    return value if name is None else _Inherited(inherited.key, name)
 
 
 def set_function_state(fn: Any, state: tuple[Any, Any, tuple[Any, ...]]) -> None:

@@ -103,6 +103,22 @@ def signature(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any
     return args, kwargs
 
 
+def grown(values: list[int], *more: Any) -> int:
+    """Changes its argument; how long that is then."""
+    values.append(1)
+    return len(values)
+
+
+def grown_inside(item: dict[str, Any]) -> int:
+    return grown(item["values"])
+
+
+def raised_by_one(array: Any) -> float:
+    """Changes its argument; what it begins with then."""
+    array += 1
+    return float(array[0])
+
+
 def fail(message: str) -> NoReturn:
     raise ValueError(message)
 

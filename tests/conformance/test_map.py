@@ -16,6 +16,7 @@ import pytest
 from . import tasks
 from .conftest import Make
 from .kinds import BUFFERSIZE_IN_STDLIB, Kind, processes
+from .scripts import run_script
 from .sync import LIMIT_S, BellKeeper, GateKeeper
 
 
@@ -394,3 +395,44 @@ def test_results_before_an_exception_are_given(ex: Executor) -> None:
         for result in ex.map(reciprocal, range(2000)):
             given.append(result)
     assert given == [reciprocal(n) for n in range(37)]
+
+
+@processes
+class TestItemsThatShareAnObject:
+    """Each call has its own, as with the standard library's default of one item a task."""
+
+    @pytest.mark.parametrize("wrap", [list, lambda items: iter(items)])
+    def test_one_iterable(self, ex: Executor, wrap: Any) -> None:
+        assert set(ex.map(tasks.grown, wrap([[0]] * 100))) == {2}
+
+    def test_several(self, ex: Executor) -> None:
+        shared = [0]
+        assert set(ex.map(tasks.grown, [shared] * 100, range(100))) == {2}
+
+    def test_below_the_items(self, ex: Executor) -> None:
+        shared = [0]
+        assert set(ex.map(tasks.grown_inside, [{"values": shared, "n": n} for n in range(100)])) == {2}
+
+
+@processes
+def test_an_array_that_workers_have_by_fork_is_sent_as_it_is_now(kind: Kind, tmp_path: Path) -> None:
+    """As an argument: each call has its own, and sees what was written after the executor was made."""
+    ended = run_script(
+        tmp_path,
+        kind,
+        """
+        import numpy as np
+        from tests.conformance.tasks import raised_by_one
+
+        BIG = np.zeros(100_000)
+
+        if __name__ == "__main__":
+            with make(2) as ex:
+                ex.submit(len, "").result(15)
+                BIG += 1
+                print([ex.submit(raised_by_one, BIG).result(15) for _ in range(4)])
+                print(list(ex.map(raised_by_one, [BIG] * 4)))
+        """,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.lines == ["[2.0, 2.0, 2.0, 2.0]"] * 2

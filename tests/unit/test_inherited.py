@@ -5,6 +5,7 @@ import sys
 import types
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,21 +37,34 @@ def test_only_large_arrays_are_remembered(module: types.ModuleType) -> None:
         inherited.resolve(module.__name__, "small")
 
 
-def test_an_inherited_argument_is_sent_as_its_name(module: types.ModuleType) -> None:
+def refers_to_large(module: types.ModuleType) -> Any:
+    """A function whose global `large` is that of the module."""
+    exec("make = lambda: lambda: large", vars(module))
+    return module.make()
+
+
+def test_an_inherited_global_is_sent_as_its_name(module: types.ModuleType) -> None:
     module.large = np.zeros(OUT_OF_BAND_BYTES)  # type: ignore[attr-defined]
     inherited = snapshot_inherited([module.__name__])
-    call = encode_call((module.large,), {}, inherited)
+    call = encode_call((refers_to_large(module),), {}, inherited)
     assert isinstance(call, bytes)
-    assert decode(call)[0][0] is module.large
+    assert decode(call)[0][0]() is module.large
     module.large = module.large.copy()  # type: ignore[attr-defined]
+    assert isinstance(encode_call((refers_to_large(module),), {}, inherited), Encoded)
+
+
+def test_as_an_argument_it_is_sent_as_it_is_now(module: types.ModuleType) -> None:
+    module.large = np.zeros(OUT_OF_BAND_BYTES)  # type: ignore[attr-defined]
+    inherited = snapshot_inherited([module.__name__])
     assert isinstance(encode_call((module.large,), {}, inherited), Encoded)
+    assert isinstance(encode_call(([{"a": module.large}],), {}, inherited), Encoded)
 
 
 def test_release_lets_the_client_free_its_arrays(module: types.ModuleType) -> None:
     module.large = np.zeros(OUT_OF_BAND_BYTES)  # type: ignore[attr-defined]
     array = weakref.ref(module.large)
     inherited = snapshot_inherited([module.__name__])
-    call = encode_call((module.large,), {}, inherited)
+    call = encode_call((refers_to_large(module),), {}, inherited)
     del module.large
     gc.collect()
     assert array() is not None
@@ -63,7 +77,7 @@ def test_release_lets_the_client_free_its_arrays(module: types.ModuleType) -> No
 def test_a_process_without_the_snapshot_says_so(module: types.ModuleType) -> None:
     module.large = np.zeros(OUT_OF_BAND_BYTES)  # type: ignore[attr-defined]
     inherited = snapshot_inherited([module.__name__])
-    call = encode_call((module.large,), {}, inherited)
+    call = encode_call((refers_to_large(module),), {}, inherited)
     del inherited
     with pytest.raises(InternalError, match="did not inherit it"):
         decode(call)
@@ -82,7 +96,15 @@ def total(): return TABLE.sum()
 def through(given): return given.sum(), given is TABLE
 assert peer.run(total) == TABLE.sum() and peer.sent_bytes < 2_000
 assert peer.run(total) == TABLE.sum()
-assert peer.run(through, TABLE) == (TABLE.sum(), True) and peer.sent_bytes < 2_000
+assert peer.run(through, TABLE) == (TABLE.sum(), False) and peer.sent_bytes > 8_000_000
+TABLE[0] = 5                           # an argument is sent as it is now, and is the receiver's own to write
+def change(given): given += 1; return given[0]
+assert [peer.run(change, TABLE) for _ in range(2)] == [6, 6] and TABLE[0] == 5
+def holder(given): return lambda: given[0]
+held = holder(TABLE)                   # so is what a function has captured
+assert peer.run(held) == 5
+TABLE[0] = 0
+assert peer.run(held) == 0
 assert peer.run(Model().total) == TABLE.sum() and peer.sent_bytes < 4_000
 assert type(peer.run(Model)) is Model and peer.sent_bytes < 4_000
 result = peer.run(lambda: TABLE)       # a result is a copy, the client's own
