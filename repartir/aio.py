@@ -185,15 +185,14 @@ class Plan:
         items: Any = iterables[0] if as_they_are else zip(*iterables, strict=False)
         if self.buffersize is None:
             items = list(items)
-        source = iter(items) if self.one_by_one else mapping.chunks(items, self._sizes(items))
+        source = (
+            iter(items)
+            if self.one_by_one
+            else mapping.chunks(items, mapping.chunk_sizes(items, self.chunksize, self.workers))
+        )
         return AheadOfIterable(
             map(self.submit, itertools.islice(source, self.buffersize)), source, self.submit
         )
-
-    def _sizes(self, items: Any) -> Iterable[int]:
-        if self.chunksize is None and isinstance(items, list):
-            return mapping.guided_sizes(len(items), self.workers)
-        return itertools.repeat(self.chunksize or 1)
 
 
 async def results(ahead: Ahead, *, one_by_one: bool = False) -> AsyncGenerator[Any, None]:

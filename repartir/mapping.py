@@ -79,6 +79,16 @@ def guided_sizes(items: int, workers: int) -> Iterator[int]:
         items -= size
 
 
+def chunk_sizes(items: object, chunksize: int | None, workers: int) -> Iterable[int]:
+    """The sizes of the chunks in which items travel: ``chunksize``, or where that is None what suits their number.
+
+    Those that could share an object, and those whose number is not known, then go one by one: see `Feed`.
+    """
+    if chunksize is None and isinstance(items, list) and _are_plain(items, star=False):
+        return guided_sizes(len(items), workers)
+    return itertools.repeat(chunksize or 1)
+
+
 def chunks(items: Iterable[Any], sizes: Iterable[int]) -> Iterator[Chunk]:
     """``items`` cut into tuples of these sizes."""
     source = iter(items)

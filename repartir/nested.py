@@ -85,10 +85,7 @@ class NestedExecutor(SerialExecutor):
         flag, source = 0, iter(items)
         if not one_by_one:
             flag = CALL_EACH if as_they_are else CALL_MANY
-            sizes: Iterable[int] = itertools.repeat(chunksize or 1)
-            if chunksize is None and isinstance(items, list):
-                sizes = mapping.guided_sizes(len(items), self._workers)
-            source = mapping.chunks(items, sizes)
+            source = mapping.chunks(items, mapping.chunk_sizes(items, chunksize, self._workers))
         shown = reporter(progress, policy.name or name_of(fn), total)
 
         def post(chunk: tuple[Any, ...]) -> _Posted:

@@ -358,3 +358,15 @@ def map_of_exits() -> list[str]:
 
 def exit_with(code: int) -> None:
     raise SystemExit(code)
+
+
+def maps_one_list() -> set[int]:
+    """What a nested map finds whose items are all the same list, which each call makes longer."""
+    return set(current_executor().map(grown, [[0]] * 50)) | set(
+        current_executor().map(grown, [[0]] * 50, range(50))
+    )
+
+
+def grown(values: list[int], *more: int) -> int:
+    values.append(1)
+    return len(values)

@@ -219,6 +219,13 @@ class TestAmap:
         ]
 
     @workers
+    def test_items_that_share_an_object_do_not(self, ex: Any) -> None:
+        async def main() -> set[int]:
+            return {value async for value in ex.amap(tasks.grown, [[0]] * 100)}
+
+        assert run(main) == {2}
+
+    @workers
     @pytest.mark.parametrize("source", [range, count_up], ids=["iterable", "async"])
     def test_with_options_each_item_is_a_task(self, ex: Any, source: Any) -> None:
         again = ex.options(retries=1)

@@ -179,6 +179,10 @@ def test_stopping_a_task_stops_its_children(make: Make, bell: BellKeeper, gate: 
     check_nothing_left(ex)
 
 
+def test_items_of_a_map_that_share_an_object_do_not(ex: Executor) -> None:
+    assert run(ex, tasks.maps_one_list) == {2}
+
+
 @only_fork
 def test_a_future_that_is_left_where_its_task_finds_it(make: Make) -> None:
     assert "waits for itself" in run(make(1), tasks.waits_for_itself)

@@ -60,7 +60,14 @@ def test_what_failed_is_nan_or_is_missing_does_not() -> None:
     points = [{"x": n} for n in range(8)]
     found = rows(1, math.nan, ValueError(), None, "no number", 7, 8, 9)
     assert rungs.survivors(points, found, 0) == [{"x": n} for n in (0, 5, 6, 7)]
-    assert rungs.survivors(points[1:4], found[1:4], 0) == []
+    assert rungs.survivors(points[2:4], found[2:4], 0) == []
+
+
+def test_where_none_has_the_metric_it_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"halving\(\) cannot choose who goes on: no finished row has the metric 'loss'"
+    ):
+        halving("epochs", [1, 2], metric="loss").survivors([{"x": 1}], rows({"acc": 1}), 0)
 
 
 def test_the_resource_is_a_parameter() -> None:
