@@ -13,11 +13,12 @@ import numpy as np
 from repartir import tables
 from repartir.params import params_key
 from repartir.plots import Drawn, draw
+from repartir.space import in_words
 from repartir.streams import Seed
 from repartir.sweeprow import SweepRow, entries_of, sign_of, value_of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Best:
     """The best point of a sweep.
 
@@ -34,6 +35,10 @@ class Best:
     def result(self) -> Any:
         """What the function returned; of several repeats the first's."""
         return self.rows[0].result
+
+    def __repr__(self) -> str:
+        spread = "" if math.isnan(self.stderr) else f" ± {self.stderr:.2g}"
+        return f"<Best {in_words(self.params)}: {self.mean:.6g}{spread}>"
 
 
 class SweepResult:

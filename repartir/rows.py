@@ -15,7 +15,7 @@ from repartir.outcome import format_exception
 from repartir.params import key_words
 from repartir.portable import ATTEMPTS, add_note, attribute, set_attribute
 from repartir.serial import attempt_of_task
-from repartir.space import label_of, value_of
+from repartir.space import in_words, label_of, value_of
 from repartir.streams import SWEEP, Seed, replay, rng, stream_of_task
 from repartir.sweeprow import SweepRow
 
@@ -93,11 +93,6 @@ class RowCall:
 def stream_key(item: Item) -> tuple[int, ...]:
     """The key of a row's random stream."""
     return (SWEEP, *key_words(item.key), item.repeat)
-
-
-def in_words(params: Mapping[str, Any]) -> str:
-    """Parameters as in a call, shortened."""
-    return ", ".join(f"{name}={label_of(value)!r:.40}" for name, value in params.items())
 
 
 def _copied(value: Any) -> Any:

@@ -76,6 +76,11 @@ def label_of(value: Any) -> Any:
     return value.label if type(value) is Labelled else value
 
 
+def in_words(point: Mapping[str, Any]) -> str:
+    """A point as in a call, shortened."""
+    return ", ".join(f"{name}={label_of(value)!r:.40}" for name, value in point.items())
+
+
 def key_of(point: Mapping[str, Any]) -> bytes:
     """The key of a point's labels and values, which equal points share.  Raises ``TypeError`` for a value without one."""
     return params_key({name: label_of(value) for name, value in point.items()})

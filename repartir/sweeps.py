@@ -18,9 +18,9 @@ from repartir.portable import set_attribute, strip_tracebacks
 from repartir.progress import Reporter, reporter
 from repartir.progress import Told as ProgressTold
 from repartir.results import SweepResult
-from repartir.rows import Item, RowCall, Told, in_words
+from repartir.rows import Item, RowCall, Told
 from repartir.rungs import Halving
-from repartir.space import Space, as_points, key_of
+from repartir.space import Space, as_points, in_words, key_of
 from repartir.streams import Seed, Seedlike, settled, takes_rng
 from repartir.sweeprow import SweepRow
 

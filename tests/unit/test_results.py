@@ -40,6 +40,7 @@ class TestBest:
         assert best.stderr == pytest.approx(0.1)
         assert [row.repeat for row in best.rows] == [0, 1]
         assert best.result == {"loss": 1.5}
+        assert repr(best) == "<Best lr=1: 1.6 ± 0.1>"
 
     def test_max(self) -> None:
         assert LOSSES.best("loss", mode="max").params == {"lr": 0.1}
@@ -51,6 +52,7 @@ class TestBest:
         best = found(row({"x": 1}, 3), row({"x": 2}, np.float32(2))).best()
         assert (best.params, best.mean) == ({"x": 2}, 2.0)
         assert math.isnan(best.stderr)
+        assert repr(best) == "<Best x=2: 2>"
 
     @pytest.mark.parametrize(
         ("rows", "told"),
