@@ -37,22 +37,30 @@ def run(ex: Any, fn: Callable[..., Any], *args: Any) -> Any:
     return ex.submit(fn, *args).result(LIMIT_S)
 
 
-def file_of(array: Any) -> int:
-    """The number of the file in which an array or object lies."""
+File = tuple[int, int]
+"""A file system and the number of a file in it."""
+
+
+def file_of(array: Any) -> File:
+    """The file in which an array or object lies."""
     memory = array._lifetime.memory if isinstance(array, SharedArray) else array._memory
-    return os.fstat(memory.segment.fd).st_ino
+    found = os.fstat(memory.segment.fd)
+    return found.st_dev, found.st_ino
 
 
-def holders(*files: int) -> list[int]:
+def holders(*files: File) -> list[File]:
     """Those of the files that this process or a descendant of it has mapped or open: their memory is in use."""
     me = psutil.Process()
     held = set()
     for process in [me, *me.children(recursive=True)]:
         try:
-            held |= {
-                int(line.split()[4]) for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()
-            }
-            held |= {os.stat(entry.path).st_ino for entry in os.scandir(f"/proc/{process.pid}/fd")}
+            for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
+                device, number = line.split()[3:5]
+                major, minor = (int(part, 16) for part in device.split(":"))
+                held.add((os.makedev(major, minor), int(number)))
+            for entry in os.scandir(f"/proc/{process.pid}/fd"):
+                found = os.stat(entry.path)
+                held.add((found.st_dev, found.st_ino))
         except OSError:
             continue  # it has ended, or has just closed a descriptor
     return [file for file in files if file in held]
