@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from repartir import optional, worker
 from repartir.checkpoints import checkpointing, name_of_row
+from repartir.diagnosis import is_interruption
 from repartir.errors import TaskTimeout
 from repartir.ledger import name_of
 from repartir.outcome import format_exception
@@ -102,7 +103,9 @@ def _copied(value: Any) -> Any:
         return value
     try:
         return copy.deepcopy(value)
-    except (TypeError, copy.Error):  # a lock, a connection
+    except Exception as error:  # of a lock, a connection, a class of users
+        if is_interruption(error):
+            raise
         return value
 
 

@@ -50,7 +50,10 @@ def rng(seed: Seedlike, *key: int) -> np.random.Generator:
 
     Raises ``TypeError`` and ``ValueError`` for anything else.
     """
-    words = tuple(operator.index(word) for word in key)
+    try:
+        words = tuple(operator.index(word) for word in key)
+    except TypeError:
+        raise TypeError(f"the words of a key must be integers, not {key!r:.80}") from None
     for word in words:
         if not 0 <= word < KEY_WORD_LIMIT:
             raise ValueError(f"the words of a key must be from 0 to 2**32 - 1, not {word}")

@@ -69,6 +69,10 @@ class TestRng:
         with pytest.raises(ValueError, match=str(word)):
             repartir.rng(1, word)
 
+    def test_words_of_keys_are_integers(self) -> None:
+        with pytest.raises(TypeError, match=r"the words of a key must be integers, not \(2, 1\.5\)"):
+            repartir.rng(1, 2, 1.5)  # type: ignore[arg-type]
+
 
 class TestTaskRng:
     def test_elsewhere_it_raises(self) -> None:
