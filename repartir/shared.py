@@ -661,6 +661,11 @@ def drop_freed() -> set[bytes]:
     return dropped
 
 
+def is_something_freed() -> bool:
+    """Whether this process still has something that was freed by whoever made it."""
+    return any(memory.is_freed for memory in list(_attached.values()))
+
+
 def _let_go() -> None:
     for token, memory in list(_attached.items()):
         if memory.is_freed:

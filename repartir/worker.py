@@ -505,6 +505,7 @@ class Worker:
                 any(not deque.is_empty() for deque in (self._mailbox, *self._open_to_all))
                 or is_there_a_rest(others_hands)
                 or board.closing
+                or (optional.shared is not None and optional.shared.is_something_freed())
             ):
                 parking.retract(index)
             elif not board.semaphores[index].wait(_PARK_S) or parking.is_idle(index):

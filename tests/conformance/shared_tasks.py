@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 import repartir
 from repartir import shared
 from repartir.shared import SharedArray
+from repartir.shm.parking import ParkingLot
 
 from .sync import Bell, Gate
 
@@ -175,3 +177,18 @@ def sum_of_first(arrays: Any) -> float:
 
 def type_name(value: Any) -> str:
     return type(value).__name__
+
+
+def stop_before_announcing(bell: Bell, gate: Gate, mark: Path) -> None:
+    """An initializer: once there is ``mark``, this worker rings and waits for the gate when it has looked for the last time
+    and is about to announce that it sleeps."""
+    announce = ParkingLot.announce
+
+    def late(self: ParkingLot, row: int) -> None:
+        if mark.exists():
+            mark.unlink()
+            bell.ring()
+            gate.wait()
+        announce(self, row)
+
+    ParkingLot.announce = late  # type: ignore[method-assign]

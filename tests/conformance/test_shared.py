@@ -361,6 +361,26 @@ def test_sleeping_workers_let_go_of_what_was_freed(make: Make, way: str, end: st
         until(lambda: not holders(file))
 
 
+@only_fork
+def test_so_does_one_that_was_about_to_sleep(
+    make: Make, bell: BellKeeper, gate: GateKeeper, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    with make(1, initializer=tasks.stop_before_announcing, initargs=(bell.bell, gate.gate, mark)) as made:
+        ex: Any = made
+        array = shared.full(MIB, 1.0)
+        file = file_of(array)
+        until(lambda: ex._broker.board.parking.is_idle(0))
+        mark.touch()
+        run(ex, np.sum, array)
+        bell.hear()
+        array.free()
+        del array
+        until(lambda: not ex._broker._shared_freed)  # all sleepers were woken: this one does not sleep yet
+        gate.open()
+        until(lambda: not holders(file))
+
+
 def test_memory_stays_flat_though_workers_never_sleep(make: Make) -> None:
     with make(1) as ex:
         pending, files = [], []
