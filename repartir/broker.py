@@ -520,13 +520,20 @@ class Broker:
         """
         pump, last = self.pump, self._nap_ms
         got, self._answered_before = pump.answered - self._answered_before, pump.answered
-        if len(pump.ledger.records) < pump.backlog or (last and not got) or self._a_core_is_free():
+        if (last and not got) or self._a_core_is_free() or not self._is_backlogged():
             self._nap_ms = 0
         elif not last or got > NAP_ANSWERS[1]:
             self._nap_ms = max(last // 2, NAP_MS[0])
         elif got < NAP_ANSWERS[0]:
             self._nap_ms = min(last * 2, NAP_MS[1])
         return self._nap_ms
+
+    def _is_backlogged(self) -> bool:
+        """Whether so many tasks are under way, items of maps among them, that no member runs dry during a nap."""
+        words, missing = self.board.words, self.pump.backlog - len(self.pump.ledger.records)
+        for hand in self.board.hands if missing > 0 else ():
+            missing -= words[hand.end_word] - words[hand.next_word]
+        return missing <= 0
 
     def _poll_with_reports(self) -> select.poll:
         poll = select.poll()

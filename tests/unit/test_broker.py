@@ -20,6 +20,8 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Any:
     made: Any = Broker.__new__(Broker)
     made.free = False
     made.pump = SimpleNamespace(answered=0, backlog=BACKLOG, ledger=SimpleNamespace(records=range(BACKLOG)))
+    made.board = SimpleNamespace(words=[3, 3, 5, 5], hands=[SimpleNamespace(next_word=0, end_word=1)] * 2)
+    made.board.hands[1] = SimpleNamespace(next_word=2, end_word=3)
     made._nap_ms = made._answered_before = 0
     return made
 
@@ -36,6 +38,14 @@ def naps(broker: Any, *answers: int) -> list[int]:
 def test_no_nap_without_backlog(broker: Any) -> None:
     broker.pump.ledger.records = range(BACKLOG - 1)
     assert naps(broker, 5, 5) == [0, 0]
+
+
+def test_items_that_members_have_in_hand_count_as_backlog(broker: Any) -> None:
+    broker.pump.ledger.records = range(2)
+    broker.board.words[:] = 3, 6, 5, 7
+    assert naps(broker, 5, 5) == [0, 0]
+    broker.board.words[1] += 1
+    assert naps(broker, 5, 5) == [SHORTEST, 2 * SHORTEST]
 
 
 def test_no_nap_while_a_core_is_free(broker: Any) -> None:
