@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repartir import worker
-from repartir.heap import keep_freed_memory
 from repartir.ledger import name_of
 from repartir.moments import LARGEST_COVARIANCE, Block, moments_of
 from repartir.points import Call, Plan
@@ -80,8 +78,6 @@ class Draw:
 
     def __call__(self, first: int, end: int, samples: int) -> Drawn:
         """Batches ``first`` to ``end``, with ``samples`` in all."""
-        if worker.current() is not None:
-            keep_freed_memory()
         began = time.perf_counter()
         tree, layout, last = Tree(), None, self.plan.start(first) + samples
         nodes = []

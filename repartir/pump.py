@@ -39,6 +39,7 @@ from repartir.shm.layout import (
     AT_LOW,
     AT_NORMAL,
     ATTEMPT_BITS,
+    CAPPED,
     FOLD,
     HIGH,
     IN_BLOCK,
@@ -279,7 +280,7 @@ class Pump:
             record.flags |= AGAIN
         if not policy.is_watched:
             return
-        record.flags |= TIMED
+        record.flags |= TIMED if policy.memory_limit is None else TIMED | CAPPED
         after = policy.look_after
         self.watched.add(record.task_id)
         if after < self.look_after:

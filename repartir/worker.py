@@ -21,6 +21,7 @@ from repartir.children import Nest
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.cores import UNLIMITED, CoreShare
 from repartir.functions import FunctionCache, function_of
+from repartir.heap import give_back_freed_memory
 from repartir.hygiene import take_ctrl_c
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
@@ -45,6 +46,7 @@ from repartir.shm.layout import (
     ATTEMPT_MASK,
     CALL_EACH,
     CALL_MANY,
+    CAPPED,
     CHILD,
     DEPTH_MASK,
     DEPTH_SHIFT,
@@ -61,6 +63,9 @@ from repartir.shm.layout import (
 
 SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
+_KEEP_S = 5.0
+"""How long a member without a task keeps freed memory for the next."""
+_WORTH_GIVING_BACK = 8 << 20
 _BLOCKED_S = 1.0  # the same, for a full outbox
 _LOOK_S = 0.002  # for a full outbox, in threads that have no semaphore
 _NO_PLAIN_TASK = RANGE | DEPTH_MASK << DEPTH_SHIFT
@@ -172,6 +177,10 @@ class Worker:
         """It has answered for a part of a range only, and ends."""
         self._largest: int | None = None
         """So much memory of its own it may have between two tasks."""
+        self._slim = 0
+        """With no more than this there is little of freed memory to give back."""
+        self._has_worked = False
+        """Some task has run since freed memory was given back."""
 
     def run(self) -> None:
         """Serve tasks until the executor closes or this worker has run its share."""
@@ -189,13 +198,16 @@ class Worker:
         self._words[self._row.state] = MemberState.INITIALIZING
         if not self._initialize():
             return
+        growth = self._settings.max_rss_growth
+        if growth is not None:
+            give_back_freed_memory()  # what it has inherited of it is no room for growth
         self._words[self._row.baseline] = baseline = own_bytes(self._pid)
         if self._settings.address_space is not None:
             limit_address_space(self._settings.address_space)
         self._words[self._row.state] = MemberState.READY
         self.send(0, MEMBER_READY, b"")
         left = self._settings.max_tasks or -1
-        growth = self._settings.max_rss_growth
+        self._slim = baseline + _WORTH_GIVING_BACK
         if growth is not None:
             self._largest = baseline + growth
         while left and not self._words[self._row.condemned]:
@@ -203,6 +215,7 @@ class Worker:
             if entry is None or self._words[self._row.condemned]:
                 break  # a claim that was not begun is given to another
             done = self.run_one(entry, left)
+            self._has_worked = True
             del entry
             if self._dead:
                 self._free_dead()
@@ -330,7 +343,14 @@ class Worker:
             self._forwarder.flush()
         if self._words[self._row.condemned]:
             return False
-        return self._largest is None or own_bytes(self._pid) <= self._largest
+        return self._largest is None or self._slim_down(self._largest)
+
+    def _slim_down(self, most: int) -> bool:
+        """Whether this process has at most so many bytes of memory of its own; if need be it gives freed memory back."""
+        if own_bytes(self._pid) <= most:
+            return True
+        give_back_freed_memory()
+        return own_bytes(self._pid) <= most
 
     def run_one(self, entry: Entry, most: int = 1) -> int:
         """Run a claimed task and answer, or of a range at most so many items (-1: all); how many were run."""
@@ -401,6 +421,8 @@ class Worker:
                 args, kwargs = decode(payload[HEAD_BYTES:])
         except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
             return outcome.caught(exc)
+        if flags & CAPPED:
+            self._slim_down(self._slim)
         if flags & TIMED:
             self._words[self._row.began] = time.monotonic_ns()
         if flags & CALL_MANY:
@@ -508,13 +530,23 @@ class Worker:
                 or (optional.shared is not None and optional.shared.is_something_freed())
             ):
                 parking.retract(index)
-            elif not board.semaphores[index].wait(_PARK_S) or parking.is_idle(index):
+            elif not self._sleep() or parking.is_idle(index):
                 # Idle though awake: the post was for an earlier announcement, or for a full outbox.
                 parking.retract(index)
             entry = self.find_work()
             if entry is not None or board.closing:
                 self.pass_on()
                 return entry
+
+    def _sleep(self) -> bool:
+        """Until somebody posts, or a minute has passed: False.  After some seconds freed memory is given back."""
+        semaphore = self._board.semaphores[self._index]
+        if self._has_worked:
+            if semaphore.wait(_KEEP_S):
+                return True
+            self._has_worked = False
+            self._slim_down(self._slim)
+        return semaphore.wait(_PARK_S)
 
     def _tidy(self) -> None:
         """Before sleep: keep nothing that others wait for."""

@@ -61,6 +61,7 @@ FOLD = (
 WHOLE = 1 << 55  # the items stay together
 HIGH = 1 << 54  # the task lies in the high lane
 LOW = 1 << 53  # the task lies in the low lane
+CAPPED = 1 << 52  # the task's memory has a limit: what freed arrays of others take is given back first
 SIZE_MASK = (1 << 32) - 1
 
 AT_NORMAL, AT_HIGH, AT_LOW = LEVELS = range(3)

@@ -27,7 +27,7 @@ LAYERS = f"""
     portable outcome batches pages
     future
     command
-    hygiene environment cores policy stacks logs children rangeloop worker nursery
+    hygiene heap environment cores policy stacks logs children rangeloop worker nursery
     states ledger limits mapjob views pump
     stats
     supervisor attempts recovery members broker
@@ -37,11 +37,11 @@ LAYERS = f"""
     net.frames net.protocol net.tls net.transport net.agent net.bridge net
     messaging
     pool
-    borrowed
+    borrowed door
     syntaxtrees functiondigest values readable durable checkpoints
     journalfile committer definitions journal journalreport journalmerge
-    door params space sweeprow tables plots results rungs rows sweeps
-    moments sketch points student tally heap draws spans estimate montecarlo
+    params space sweeprow tables plots results rungs rows sweeps
+    moments sketch points student tally draws spans estimate montecarlo
     trace metrics top
     integrations.joblib integrations.dask integrations.ray integrations
     {PACKAGE}
