@@ -7,7 +7,7 @@ any moment leaves the state before or the state after.  A digest tells a broken 
 from __future__ import annotations
 
 import contextlib
-import glob
+import fcntl
 import logging
 import os
 import pickle
@@ -112,34 +112,44 @@ def checkpointing(folder: str, name: str) -> Iterator[None]:
 def temporary_folder() -> Iterator[str]:
     """A folder for one call's states, which goes with the call.
 
-    Its name tells whose it is, so that the next call removes what a killed program has left.  It is made here, for this
-    user alone: in a folder that others can foresee they could have put states, which are unpickled.
+    It is locked as long as this process lives, so that the next call removes what a killed program has left.  It is made
+    here, for this user alone: in a folder that others can foresee they could have put states, which are unpickled.
     """
-    base = os.path.join(tempfile.gettempdir(), _FOLDERS)
-    for left in glob.glob(f"{glob.escape(base)}*"):
-        pid, _, began = left[len(base) :].partition("-")[0].partition("@")
-        if pid.isdecimal() and not _lives(int(pid), began):
-            shutil.rmtree(left, ignore_errors=True)
-    me = os.getpid()
-    folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{me}@{_began(me)}-")
+    with os.scandir(tempfile.gettempdir()) as entries:
+        others = [entry.path for entry in entries if entry.name.startswith(_FOLDERS)]
+    for other in others:
+        with contextlib.suppress(OSError), _held(other):
+            shutil.rmtree(other, ignore_errors=True)
+    with contextlib.ExitStack() as holding:
+        folder = _new_folder(holding)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder(holding: contextlib.ExitStack) -> str:
+    while True:
+        folder = tempfile.mkdtemp(prefix=_FOLDERS)
+        try:
+            holding.enter_context(_held(folder))
+        except (BlockingIOError, FileNotFoundError):
+            continue  # a call beside this one took it for what a killed program has left
+        except OSError:
+            pass  # a file system without such locks: there nobody removes what others left
+        return folder
+
+
+@contextlib.contextmanager
+def _held(folder: str) -> Iterator[None]:
+    """While a folder is locked.  ``OSError`` if it is gone, another process holds it, or nobody can."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        yield folder
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(folder)  # after the lock: who held it may have removed it
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _began(pid: int) -> str:
-    """When a process began, as the system counts it; "" if there is none."""
-    import psutil  # loads more than `import repartir` may
-
-    try:
-        return f"{psutil.Process(pid).create_time():.2f}"
-    except psutil.Error:
-        return ""
-
-
-def _lives(pid: int, began: str) -> bool:
-    return _began(pid) == began
+        os.close(fd)
 
 
 def name_of_row(key: bytes, repeat: int) -> str:

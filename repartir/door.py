@@ -5,9 +5,13 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from repartir.ledger import name_of
+
+OnChange = Literal["raise", "rerun", "reuse"]
+
+_ON_CHANGE = ("raise", "rerun", "reuse")
 
 
 def positive(name: str, value: Any) -> int:
@@ -41,3 +45,9 @@ def check_call(fn: Callable[..., Any], how: str, /, *args: Any, **kwargs: Any) -
         signature.bind(*args, **kwargs)
     except TypeError as exc:
         raise TypeError(f"{name_of(fn)}{signature} cannot be called {how}: {exc}") from None
+
+
+def check_on_change(on_change: Any) -> None:
+    """Raise ``ValueError`` for what is none of `OnChange`."""
+    if on_change not in _ON_CHANGE:
+        raise ValueError(f'on_change must be "raise", "rerun" or "reuse", not {on_change!r}')

@@ -19,24 +19,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 
 from repartir import checkpoints, definitions, journalfile, streams, values
 from repartir.committer import Committer
 from repartir.definitions import Definition
+from repartir.door import OnChange, check_on_change
 from repartir.errors import JournalError, JournalMismatch
 from repartir.functiondigest import describe_function
 from repartir.portable import in_a_line
 from repartir.readable import readable
 from repartir.streams import Seed
 
-OnChange = Literal["raise", "rerun", "reuse"]
 Key = tuple[bytes, int]
 """16 bytes that stand for the parameters of a row, and its repeat."""
 
-_ON_CHANGE = ("raise", "rerun", "reuse")
 _ROW_BYTES = 500  # of a row besides its values
 # What has finished is not undone by an attempt that failed.
 _RECORD = """
@@ -271,12 +270,6 @@ class Journal:
             f"results cannot be written to the journal {self.path}: {error}. What was written before is safe; make room or "
             "mend the disk, and run again"
         )
-
-
-def check_on_change(on_change: Any) -> None:
-    """Raise ``ValueError`` for what is none of `OnChange`."""
-    if on_change not in _ON_CHANGE:
-        raise ValueError(f'on_change must be "raise", "rerun" or "reuse", not {on_change!r}')
 
 
 def checkpoint_folder(real: str, lineage: int) -> str:

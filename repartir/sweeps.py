@@ -6,13 +6,12 @@ import concurrent.futures
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repartir.borrowed import check_executor, executor_for, numbered
 from repartir.checkpoints import temporary_folder
-from repartir.door import check_call, positive
+from repartir.door import OnChange, check_call, check_on_change, positive
 from repartir.errors import Interrupted, TaskNotSerializable
-from repartir.journal import Journal, OnChange, check_on_change
 from repartir.ledger import name_of
 from repartir.portable import set_attribute, strip_tracebacks
 from repartir.progress import Reporter, reporter
@@ -23,6 +22,9 @@ from repartir.rungs import Halving
 from repartir.space import Space, as_points, in_words, key_of
 from repartir.streams import Seed, Seedlike, settled, takes_rng
 from repartir.sweeprow import SweepRow
+
+if TYPE_CHECKING:
+    from repartir.journal import Journal
 
 ON_ERROR = ("raise", "keep", "skip")
 
@@ -78,26 +80,28 @@ def sweep(
     if journal is None and version is not None:
         raise ValueError("version= tells what a journal's results count for: it goes with journal=")
     settled_seed = settled(seed)
-    points = _points(fn, space, settled_seed, rungs)
+    points, keys = _points(fn, space, settled_seed, rungs)
     shown = reporter(progress, f"sweep of {name_of(fn)}", repeats * _count(rungs, len(points)))
     with contextlib.ExitStack() as opening:
         known = None
         if journal is None:
             folder = opening.enter_context(temporary_folder())
         else:
+            from repartir.journal import Journal  # as much again as all that a sweep without one loads
+
             given = None if seed is None else settled_seed
             known = opening.enter_context(
                 Journal.open(journal, fn, seed=given, version=version, on_change=on_change)
             )
             if seed is None and isinstance(space, Space):
-                points = _points(fn, space, known.seed, rungs)
+                points, keys = _points(fn, space, known.seed, rungs)
             settled_seed, folder = known.seed, known.checkpoints
         call = RowCall(fn, settled_seed, folder, takes_rng=takes_rng(fn))
         run = _Run(call, repeats, on_error, on_row, shown, known, None if rungs is None else rungs.name)
         opened = opening.pop_all()
     try:
         with opened, shown, executor_for(executor) as ex:  # the journal may fail when it is closed, too
-            _climb(run, ex, points, rungs)
+            _climb(run, ex, points, keys, rungs)
     except KeyboardInterrupt as exc:
         partial = run.result()
         raise Interrupted(
@@ -115,25 +119,27 @@ def _points(
     space: Space | Iterable[Mapping[str, Any]],
     seed: Seed,
     rungs: Halving | None,
-) -> Points:
-    """The points of the first rung, without what the rung sets, checked."""
+) -> tuple[Points, list[bytes]]:
+    """The points, without what a rung sets, and their keys with what the first rung sets; checked."""
     points = as_points(space, seed)
     if rungs is not None:
         rungs.check(points)
-    _check_points(fn, points if rungs is None else [rungs.at(point, 0) for point in points])
-    return points
+    return points, _checked_keys(fn, points if rungs is None else [rungs.at(point, 0) for point in points])
 
 
 def _count(rungs: Halving | None, points: int) -> int:
     return points if rungs is None else sum(rungs.counts(points))
 
 
-def _climb(run: _Run, executor: concurrent.futures.Executor, points: Points, rungs: Halving | None) -> None:
+def _climb(
+    run: _Run, executor: concurrent.futures.Executor, points: Points, keys: list[bytes], rungs: Halving | None
+) -> None:
     if rungs is None:
-        run.rows_of(executor, points)
+        run.rows_of(executor, points, keys)
         return
     for nth in range(len(rungs.resources)):
-        rows = run.rows_of(executor, [rungs.at(point, nth) for point in points])
+        placed = [rungs.at(point, nth) for point in points]
+        rows = run.rows_of(executor, placed, keys if nth == 0 else list(map(key_of, placed)))
         points = rungs.survivors(points, rows, nth)
 
 
@@ -162,11 +168,13 @@ class _Run:
         self._begun = 0
         """So many rows have been given to the executor; they are numbered in the order of the space."""
 
-    def rows_of(self, executor: concurrent.futures.Executor, points: Points) -> list[list[SweepRow]]:
+    def rows_of(
+        self, executor: concurrent.futures.Executor, points: Points, keys: list[bytes]
+    ) -> list[list[SweepRow]]:
         """Run all repeats of these points; the rows of each.  Raises the error of a row if that is to stop the sweep."""
         items = [
             Item(point, key, repeat)
-            for point, key in zip(points, map(key_of, points), strict=True)
+            for point, key in zip(points, keys, strict=True)
             for repeat in range(self._repeats)
         ]
         base, self._begun = self._begun, self._begun + len(items)
@@ -256,8 +264,8 @@ def _check(fn: Any, repeats: Any, on_error: str, on_row: Any, rungs: Any) -> Non
         raise TypeError(f"rungs must be what halving() returned, not {type(rungs).__name__}")
 
 
-def _check_points(fn: Callable[..., Any], points: Points) -> None:
-    """Raise where two points are the same, or one does not go with the function."""
+def _checked_keys(fn: Callable[..., Any], points: Points) -> list[bytes]:
+    """The keys of points.  Raises where two points are the same, or one does not go with the function."""
     seen: dict[bytes, int] = {}
     shapes = set()
     for index, point in enumerate(points):
@@ -273,3 +281,4 @@ def _check_points(fn: Callable[..., Any], points: Points) -> None:
         if takes_rng(fn):
             given.setdefault("rng")
         check_call(fn, f"with the names of the space, {', '.join(names)}", **given)
+    return list(seen)
