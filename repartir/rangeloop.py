@@ -24,8 +24,8 @@ from repartir.shm.layout import FOLD, ITEM, ITEM_IN_BLOCK, ITEM_PIECE, ITEMS, SI
 SHARE_S = 250e-6
 """About so long a member works on items that nobody can take from it any more."""
 _SOON_S, _LATE_S = 100e-6, 1e-3
-"""Answers wait so long at least and at most until they are sent, between them an eighth of the time since the range began;
-those of items that take long not at all."""
+"""Answers wait so long at least and at most until they are sent, between them an eighth of the time since their range began:
+so those of the first items, and of items that take long, do not wait."""
 _FOLD_S = 0.1
 """A part of a fold is sent so often, for those who look at the progress."""
 _LEAST_COLUMN = 16
@@ -161,7 +161,7 @@ class RangeLoop:
             del chunk
             done += end - first
             now = clock()
-            took, is_alone = now - start, end - first == 1
+            took = now - start
             if took < SHARE_S / 2:
                 share *= 2
             elif took > SHARE_S:
@@ -169,7 +169,7 @@ class RangeLoop:
             if flags & FOLD:
                 is_due = now - self._sent_at >= _FOLD_S
             else:
-                is_due = is_alone or now - self._sent_at >= min(max((now - began) / 8, _SOON_S), _LATE_S)
+                is_due = now - self._sent_at >= min(max((now - began) / 8, _SOON_S), _LATE_S)
             if is_due:
                 self._flush(end)
         self._flush(at)

@@ -189,3 +189,11 @@ def mebibyte_but_wait_at_seven(n: int, gate: Gate) -> Any:
     if n == 7:
         gate.wait()
     return np.full(1 << 17, n)
+
+
+def busy(seconds: float) -> float:
+    """Works for so long."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+    return seconds

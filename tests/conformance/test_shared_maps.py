@@ -298,6 +298,15 @@ class TestSharing:
         assert len(pids) == 2
 
     @workers
+    def test_answers_of_short_items_come_together(self, make: Make) -> None:
+        """Each wakes the client, or takes some of its time."""
+        with make(1) as ex:
+            assert list(ex.map(tasks.busy, [160e-6] * 10)) == [160e-6] * 10
+            before = ex._broker.pump.answered  # type: ignore[attr-defined]
+            assert sum(ex.map(tasks.busy, [160e-6] * 1000)) == pytest.approx(0.16)
+            assert ex._broker.pump.answered - before < 600  # type: ignore[attr-defined]
+
+    @workers
     def test_a_chunk_stays_together_when_another_is_idle(self, ex: Any) -> None:
         assert len(set(ex.map(tasks.pid_after_a_while, range(20), chunksize=20))) == 1
 
