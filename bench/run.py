@@ -17,6 +17,7 @@ NAMES = (
     "latency",
     "map_noops",
     "maps",
+    "numpy_tasks",
     "efficiency",
     "nested",
     "priorities",

@@ -21,8 +21,10 @@ from repartir.shm.board import Board
 from repartir.shm.deque import Entry
 from repartir.shm.layout import FOLD, ITEM, ITEM_IN_BLOCK, ITEM_PIECE, ITEMS, SIZE_MASK, STAR, WHOLE
 
-SHARE_S = 250e-6
-"""About so long a member works on items that nobody can take from it any more."""
+SHARE_S, LARGE_SHARE_S = 250e-6, 1e-3
+"""About so long a member works on items that nobody can take from it any more: the second while much is left for others."""
+_GUIDED = 16
+"""Much is so many shares and more.  Source: Polychronopoulos and Kuck 1987, guided self-scheduling."""
 _SOON_S, _LATE_S = 100e-6, 1e-3
 """Answers wait so long at least and at most until they are sent, between them an eighth of the time since their range began:
 so those of the first items, and of items that take long, do not wait."""
@@ -126,10 +128,10 @@ class RangeLoop:
         self._hand.lay_aside()
 
     def _work(self, fn: Callable[..., Any], items: PagedItems, flags: int, most: int) -> int:
-        clock, host = time.perf_counter, self._host
+        clock, host, words, hand = time.perf_counter, self._host, self._words, self._hand
         serve = self._fold if flags & FOLD else self._serve
         began = self._sent_at = clock()
-        done, share, at = 0, 1, self._words[self._hand.first_word]
+        done, share, at = 0, 1, words[hand.first_word]
         while done < most and (host.goes_on() or self._whole is not None):
             if done and self._whole is None and host.gives_way(self._level):
                 self._flush(at)
@@ -162,10 +164,12 @@ class RangeLoop:
             done += end - first
             now = clock()
             took = now - start
-            if took < SHARE_S / 2:
+            left_s = (words[hand.end_word] - words[hand.next_word]) * took / (end - first)
+            share_s = min(max(left_s / _GUIDED, SHARE_S), LARGE_SHARE_S)
+            if took < share_s / 2:
                 share *= 2
-            elif took > SHARE_S:
-                share = max(1, int(share * SHARE_S / took))
+            elif took > share_s:
+                share = max(1, int(share * share_s / took))
             if flags & FOLD:
                 is_due = now - self._sent_at >= _FOLD_S
             else:
