@@ -13,10 +13,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from repartir import mapping
+from repartir import chunks
+from repartir.chunks import Chunk, Stopped
 from repartir.future import Future
-from repartir.mapping import Chunk
-from repartir.worker import Stopped
 
 T = TypeVar("T")
 
@@ -54,7 +53,7 @@ async def _awaitable(values: Iterable[T]) -> AsyncGenerator[T, None]:
         yield value
 
 
-async def chunks(items: AsyncIterable[Any], size: int) -> AsyncGenerator[Chunk, None]:
+async def in_chunks(items: AsyncIterable[Any], size: int) -> AsyncGenerator[Chunk, None]:
     """``items`` in tuples of this size; the last may be shorter."""
     chunk = []
     async for item in items:
@@ -180,7 +179,7 @@ class Plan:
         if any(isinstance(each, AsyncIterable) for each in iterables):
             coming: Any = iterables[0] if as_they_are else zipped(iterables)
             if not self.one_by_one:
-                coming = chunks(coming, self.chunksize or 1)
+                coming = in_chunks(coming, self.chunksize or 1)
             return AheadOfAsyncIterable(coming, self.submit, self.buffersize or AHEAD_A_WORKER * self.workers)
         items: Any = iterables[0] if as_they_are else zip(*iterables, strict=False)
         if self.buffersize is None:
@@ -188,7 +187,7 @@ class Plan:
         source = (
             iter(items)
             if self.one_by_one
-            else mapping.chunks(items, mapping.chunk_sizes(items, self.chunksize, self.workers))
+            else chunks.cut(items, chunks.chunk_sizes(items, self.chunksize, self.workers))
         )
         return AheadOfIterable(
             map(self.submit, itertools.islice(source, self.buffersize)), source, self.submit

@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from repartir import mapping
+from repartir import chunks, mapping
+from repartir.chunks import Chunk, Stopped
 from repartir.environment import default_workers
 from repartir.errors import TaskNotSerializable
 from repartir.executor import Executor
 from repartir.future import Future
 from repartir.shm.layout import CALL_EACH, CALL_MANY
-from repartir.worker import Stopped
 
 T = TypeVar("T")
 
@@ -375,11 +375,11 @@ class Pool:
         mapping.check_arguments(chunksize, None)
         items = list(iterable)
         sizes = (
-            mapping.guided_sizes(len(items), self._processes)
+            chunks.guided_sizes(len(items), self._processes)
             if chunksize is None
             else itertools.repeat(chunksize)
         )
-        futures = list(self._submitted(func, flag, mapping.chunks(items, sizes)))
+        futures = list(self._submitted(func, flag, chunks.cut(items, sizes)))
         return AsyncResult(futures, _flattened, callback, error_callback)
 
     def _imap(
@@ -389,7 +389,7 @@ class Pool:
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
         most = None if hasattr(iterable, "__len__") else AHEAD_A_PROCESS * self._processes
-        futures = self._submitted(func, CALL_EACH, mapping.chunks(iterable, itertools.repeat(chunksize)))
+        futures = self._submitted(func, CALL_EACH, chunks.cut(iterable, itertools.repeat(chunksize)))
         if chunksize == 1:
             results: IMapIterator[T] = IMapIterator(futures, most, done, operator.itemgetter(0))
             self._note(results)
@@ -403,7 +403,7 @@ class Pool:
         self._lazy = [each for each in (*self._lazy, results) if not each.is_exhausted]
 
     def _submitted(
-        self, func: Callable[..., Any], flag: int, chunks: Iterable[mapping.Chunk]
+        self, func: Callable[..., Any], flag: int, chunks: Iterable[Chunk]
     ) -> Iterator[Future[Any]]:
         """A future for each chunk, submitted when it is asked for."""
         executor = self._executor

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from repartir import pages
 from repartir.batches import Failed, Mixed
-from repartir.codec import ATOMS, Encoded, InheritedArrays, encode_call
+from repartir.codec import Encoded, InheritedArrays, encode_call
 from repartir.errors import SharedMemoryFull, TaskNotSerializable
 from repartir.functions import FunctionRef
 from repartir.future import Driver, Future
@@ -31,11 +30,6 @@ _LARGEST_BLOCK = 1 << 20
 """Bytes of items in one block, about."""
 _NEVER = 1 << 62
 """No array is so large that it goes beside the pickle."""
-_SEQUENCES = {tuple, list}
-_LARGEST_SHARE = 16
-_GUIDED_SHARE = 4
-
-Chunk = tuple[Any, ...]
 
 
 def check_arguments(chunksize: int | None, buffersize: int | None) -> None:
@@ -68,35 +62,6 @@ def failed(error: BaseException) -> Iterator[NoReturn]:
     """An iterator that raises ``error``."""
     raise error
     yield
-
-
-def guided_sizes(items: int, workers: int) -> Iterator[int]:
-    """Chunk sizes for ``items``: a share of what is left, so they shrink and all workers end at about one time."""
-    largest = max(1, items // (_LARGEST_SHARE * workers))
-    while items > 0:
-        size = min(largest, max(1, items // (_GUIDED_SHARE * workers)))
-        yield size
-        items -= size
-
-
-def chunk_sizes(items: object, chunksize: int | None, workers: int) -> Iterable[int]:
-    """The sizes of the chunks in which items travel: ``chunksize``, or where that is None what suits their number.
-
-    Those that could share an object, and those whose number is not known, then go one by one: see `Feed`.
-    """
-    if chunksize is None and isinstance(items, list) and _are_plain(items, star=False):
-        return guided_sizes(len(items), workers)
-    return itertools.repeat(chunksize or 1)
-
-
-def chunks(items: Iterable[Any], sizes: Iterable[int]) -> Iterator[Chunk]:
-    """``items`` cut into tuples of these sizes."""
-    source = iter(items)
-    for size in sizes:
-        chunk = tuple(itertools.islice(source, size))
-        if not chunk:
-            return
-        yield chunk
 
 
 def deadline(timeout: float | None) -> float | None:
@@ -211,7 +176,7 @@ class Feed:
         at, count = 0, len(items) if together else 1
         while at < len(items):
             chunk = items[at : at + count]
-            if count > 1 and not together and not _are_plain(chunk, star=self._star):
+            if count > 1 and not together and not pages.are_plain(chunk, star=self._star):
                 chunk = chunk[:1]
             try:
                 page = self._encode(chunk, threshold)
@@ -254,15 +219,6 @@ class Feed:
     def _fail(self, count: int, error: BaseException) -> None:
         with self._engine.pump.mutex:
             self._job.give(self.posted, Failed(error, count))
-
-
-def _are_plain(items: Sequence[Any], *, star: bool) -> bool:
-    """Whether all items are numbers, strings and the like, which nothing can change, or tuples of them."""
-    kinds = set(map(type, items))
-    if kinds <= _SEQUENCES and (star or kinds == {tuple}):
-        kinds = {type(value) for item in items for value in item}
-    numpy = sys.modules.get("numpy")
-    return all(kind in ATOMS or (numpy is not None and issubclass(kind, numpy.generic)) for kind in kinds)
 
 
 class _Taking:

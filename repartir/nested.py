@@ -8,15 +8,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from repartir import mapping, worker
+from repartir import chunks, worker
 from repartir.children import Nest
+from repartir.chunks import Stopped
 from repartir.future import Future
 from repartir.ledger import name_of
 from repartir.policy import NO_POLICY
 from repartir.progress import Reporter, Told, reporter
 from repartir.serial import Running, SerialExecutor, running_in
 from repartir.shm.layout import CALL_EACH, CALL_MANY
-from repartir.worker import Stopped
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class NestedExecutor(SerialExecutor):
         flag, source = 0, iter(items)
         if not one_by_one:
             flag = CALL_EACH if as_they_are else CALL_MANY
-            source = mapping.chunks(items, mapping.chunk_sizes(items, chunksize, self._workers))
+            source = chunks.cut(items, chunks.chunk_sizes(items, chunksize, self._workers))
         shown = reporter(progress, policy.name or name_of(fn), total)
 
         def post(chunk: tuple[Any, ...]) -> _Posted:

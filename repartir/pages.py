@@ -7,17 +7,19 @@ by which the client tells that nobody wants the rest, and where each page begins
 from __future__ import annotations
 
 import pickle
+import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from repartir.codec import PROTOCOL, Encoded, decode
+from repartir.codec import ATOMS, PROTOCOL, Encoded, decode
 
 PAGE_BYTES = 8192
 """Pages grow to about this size; an item that is larger has a page of its own."""
 _MOST_ITEMS = 1024
 _FLAG_BYTES = 8
+_SEQUENCES = {tuple, list}
 
 
 class Pages:
@@ -47,6 +49,15 @@ class Pages:
     def parts(self) -> list[bytes]:
         """The parts of the block."""
         return [bytes(_FLAG_BYTES) + array("Q", (*self._starts, self.count)).tobytes(), *self._pages]
+
+
+def are_plain(items: Sequence[Any], *, star: bool) -> bool:
+    """Whether all items are numbers, strings and the like, which nothing can change, or tuples of them."""
+    kinds = set(map(type, items))
+    if kinds <= _SEQUENCES and (star or kinds == {tuple}):
+        kinds = {type(value) for item in items for value in item}
+    numpy = sys.modules.get("numpy")
+    return all(kind in ATOMS or (numpy is not None and issubclass(kind, numpy.generic)) for kind in kinds)
 
 
 def range_page(items: range) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from repartir import optional, outcome, stacks
 from repartir.bindings import publish
 from repartir.children import Nest
+from repartir.chunks import call_each, call_many
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.cores import UNLIMITED, CoreShare
 from repartir.functions import FunctionCache, function_of
@@ -27,7 +28,6 @@ from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
 from repartir.payloads import FUNCTION, HEAD_BYTES, pieces_of
 from repartir.policy import ORDERS, TURNS
-from repartir.portable import without_outermost_frame
 from repartir.rangeloop import RangeLoop
 from repartir.residence import limit_address_space, own_bytes
 from repartir.shm.arena import RESULT, Handle
@@ -625,49 +625,6 @@ class Worker:
             text = text[: most // 2 - 8] + "\n…\n".encode() + text[-most // 2 :]
         self.send(0, MEMBER_BROKEN, text)
         return False
-
-
-class Stopped:
-    """A chunk of a map that an item's exception ended: the values before it, and the encoded error."""
-
-    def __init__(self, values: list[Any], error: bytes) -> None:
-        self.values = values
-        self.error = error
-
-    def exception(self) -> BaseException:
-        """The item's exception, with its remote traceback."""
-        result = outcome.decode_outcome(self.error)
-        assert isinstance(result, outcome.Error)
-        return result.exception
-
-
-def call_many(fn: Callable[..., Any], calls: tuple[tuple[Any, ...], ...]) -> list[Any] | Stopped:
-    """One chunk of a map over several iterables."""
-    values: list[Any] = []
-    try:
-        for args in calls:
-            values.append(fn(*args))
-    except BaseException as exc:  # noqa: BLE001 - the map raises it after the values before it
-        return _stopped(values, exc)
-    return values
-
-
-def call_each(fn: Callable[..., Any], items: tuple[Any, ...]) -> list[Any] | Stopped:
-    """One chunk of a map over one iterable."""
-    values: list[Any] = []
-    try:
-        for item in items:
-            values.append(fn(item))
-    except BaseException as exc:  # noqa: BLE001 - the map raises it after the values before it
-        return _stopped(values, exc)
-    return values
-
-
-def _stopped(values: list[Any], exc: BaseException) -> Stopped:
-    without_outermost_frame(exc)
-    body = outcome.encode_outcome(outcome.caught(exc))
-    assert isinstance(body, bytes)
-    return Stopped(values, body)
 
 
 _current: Worker | None = None

@@ -24,7 +24,7 @@ LAYERS = f"""
     shm.hands shm.parts shm.arena shm.blocks shm.board shm payloads
     classes inherited bindings arrays memmaps shared pickler diagnosis
     codec fingerprint heavy functions
-    portable outcome batches pages
+    portable outcome batches pages chunks
     future
     command
     hygiene heap environment cores policy stacks logs children rangeloop worker nursery

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repartir.chunks import Stopped, call_each, call_many
 from repartir.codec import OUT_OF_BAND_BYTES, Encoded
 from repartir.errors import TaskNotSerializable, WorkerDied
 from repartir.outcome import Error, Value, capture, caught, decode_outcome, encode_outcome, format_exception
-from repartir.worker import Stopped, call_each, call_many
 from tests.unit.peer import run_main
 
 
