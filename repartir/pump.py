@@ -707,7 +707,8 @@ class Pump:
             self._hear_item(record, first, count, outcome.decode_outcome(meta, buffers))
 
     def collect(self, now: float) -> float | None:
-        """Hear the answers that members have kept for long; seconds until others are to be looked at, None without any.
+        """Hear the answers that members have kept for long; seconds until others are to be looked at, None without any and
+        0 when some were heard.
 
         A member sends answers before it begins an item only if the items before took long.  One that then takes long
         holds up those before it, which have been in its hand, unchanged, for so long that all can see them.
@@ -728,6 +729,7 @@ class Pump:
                     if record is not None and (words[hand.claim], first, field) == kept:
                         self.hear_batch(record, first, field, batch)
                         self._unsent[hand.index] = kept, float("inf")
+                        wait = 0.0  # it may be what this thread is about to sleep for
                         continue
                 finally:
                     self.mutex.release()

@@ -26,8 +26,8 @@ SHARE_S, LARGE_SHARE_S = 250e-6, 1e-3
 _GUIDED = 16
 """Much is so many shares and more.  Source: Polychronopoulos and Kuck 1987, guided self-scheduling."""
 _SOON_S, _LATE_S = 100e-6, 1e-3
-"""Answers wait so long at least and at most until they are sent, between them an eighth of the time since their range began:
-so those of the first items, and of items that take long, do not wait."""
+"""Answers wait so long at least and at most until they are sent, between them an eighth of the time since their range began.
+That of the first item does not wait, nor do those of items that take long."""
 _FOLD_S = 0.1
 """A part of a fold is sent so often, for those who look at the progress."""
 _LEAST_COLUMN = 16
@@ -173,7 +173,7 @@ class RangeLoop:
             if flags & FOLD:
                 is_due = now - self._sent_at >= _FOLD_S
             else:
-                is_due = now - self._sent_at >= min(max((now - began) / 8, _SOON_S), _LATE_S)
+                is_due = done == 1 or now - self._sent_at >= min(max((now - began) / 8, _SOON_S), _LATE_S)
             if is_due:
                 self._flush(end)
         self._flush(at)

@@ -185,6 +185,12 @@ def interrupts_at_zero(n: int, bell: Bell) -> None:
     time.sleep(0.3)
 
 
+def waits_from_two(n: int, gate: Gate) -> int:
+    if n >= 2:
+        gate.wait()
+    return n
+
+
 def mebibyte_but_wait_at_seven(n: int, gate: Gate) -> Any:
     if n == 7:
         gate.wait()

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from repartir import TaskNotSerializable, TaskTimeout, WorkerDied
+from repartir.pump import KEPT_S
 
 from . import map_tasks as tasks
 from .conftest import Make
@@ -291,6 +292,20 @@ class TestSharing:
         assert {bell.hear() for _ in range(39)} == set(map(str, range(1, 40)))
         gate.open()
         assert list(results) == list(range(40))
+
+    @workers
+    def test_answers_behind_a_long_item_are_heard(self, make: Make, gate: GateKeeper) -> None:
+        """Also by who sleeps until one of them is there, while nobody says anything more."""
+        with make(1) as ex:
+            assert list(ex.map(tasks.busy, [0.0])) == [0.0]
+            results = ex.map(tasks.waits_from_two, range(80), [gate.gate] * 80)
+            began = time.monotonic()
+            assert next(results) == 0
+            at_once = time.monotonic() - began
+            assert next(results) == 1
+            assert at_once < KEPT_S <= time.monotonic() - began < LIMIT_S / 3
+            gate.open()
+            assert list(results) == list(range(2, 80))
 
     @workers
     def test_all_workers_take_part(self, ex: Any) -> None:

@@ -118,7 +118,7 @@ class TestResumed:
 class TestFailing:
     @pytest.mark.parametrize(("where", "count"), [("close", 5), ("add", 1)])
     def test_what_has_no_room_on_the_disk_is_in_partial(
-        self, ex: Any, path: Path, monkeypatch: pytest.MonkeyPatch, where: str, count: int
+        self, own: Any, path: Path, monkeypatch: pytest.MonkeyPatch, where: str, count: int
     ) -> None:
         done = getattr(Committer, where)
 
@@ -128,7 +128,7 @@ class TestFailing:
 
         monkeypatch.setattr(Committer, where, full)
         with pytest.raises(JournalError, match="full") as caught:
-            sweep(tasks.identity, grid(x=range(5)), executor=ex, journal=path)
+            sweep(tasks.identity, grid(x=range(5)), executor=own, journal=path)
         assert len(caught.value.partial) == count  # type: ignore[attr-defined]
 
     def test_a_result_that_nothing_can_store_costs_its_row(self, kind: Any, path: Path) -> None:
