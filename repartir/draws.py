@@ -189,7 +189,15 @@ def _samples(key: Any, value: Any, n: int) -> Array:
     array = np.asarray(value)
     where = "" if key is None else f" for {key!r}"
     if array.ndim == 0 or len(array) != n:
-        raise ValueError(f"got shape {array.shape}{where}, expected (n,) or (n, ...) with n = {n}")
+        one = (
+            ""
+            if array.ndim
+            else f" (it returned {'None' if value is None else f'one {type(value).__name__}'})"
+        )
+        raise ValueError(
+            f"got shape {array.shape}{where}, expected (n,) or (n, ...) with n = {n}{one}: return n samples, as "
+            "rng.random(n) does, or a dict of such arrays"
+        )
     if 0 in array.shape:
         raise ValueError(f"got shape {array.shape}{where}: a sample has no components")
     if array.dtype.kind not in "biuf":

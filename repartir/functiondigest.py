@@ -4,9 +4,9 @@ The digest is of *parts*, each under its name:
 
 - the function, and the functions and classes of its own file that it names, and those that they name;
 - what it carries: bound arguments of a ``partial``, captured variables, defaults, the object of a bound method or callable;
-- atoms among the globals it names (``N = 1000``), and tuples of those; named tuples and frozen dataclasses of its file.
-  Lists, dicts, arrays and other objects are not looked at, since programs change them while they run; functions and classes
-  in them are.
+- data among the globals it names, as they are at that moment: atoms (``N = 1000``), lists, dicts, sets, arrays, namespaces
+  (as of argparse), dataclasses, paths, dates, and what is made of them; of a memory-mapped array its file's name.  Of other
+  objects, which programs change while they run, the class counts, and functions and classes of its file that are in them.
 
 Other files are other versions of a library, and count by name only, except where a function of a file that is not installed
 is carried along.  A part is the syntax tree of its source, without what has no effect, in a form that is the same in every
@@ -16,16 +16,20 @@ version of Python only; for what is written in C, name and version.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
+import datetime
 import enum
 import functools
+import numbers
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +46,11 @@ from repartir.syntaxtrees import (
 )
 
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...), np.generic)
+_PLAIN = {int, float, complex, str, bytes, bool, type(None)}
+_DATA = (
+    *_ATOMS, list, tuple, set, frozenset, dict, np.ndarray, argparse.Namespace, SimpleNamespace, os.PathLike,
+    numbers.Number, datetime.date, datetime.time, datetime.timedelta, range, slice, re.Pattern,
+)  # fmt: skip
 _DEPTH = 50  # of what a function carries
 _MEMBERS = 10_000  # of a container that is looked at for functions
 _INSTALLED = ("<frozen ", os.path.dirname(os.__file__) + os.sep)
@@ -190,12 +199,12 @@ class _Reader:
             self._add(f"{name} =", self._carried(value), f"{name} = {value}")
         elif _globals_of(type(value)) is where:
             self._meet(type(value))
-            if _is_frozen(value):
-                self._add(f"{name} =", self._carried(value), f"{name} = {value!r:.500}")
-        elif _is_atomic(value):
-            self._add(f"{name} =", self._carried(value), f"{name} = {value!r:.500}")
-        elif isinstance(value, list | tuple | set | frozenset | dict):
-            self._members(name, value, where)
+            if isinstance(value, tuple) or dataclasses.is_dataclass(value):
+                self._data(name, value)
+        elif isinstance(value, _DATA) or dataclasses.is_dataclass(value):
+            self._data(name, value)
+            if isinstance(value, list | tuple | set | frozenset | dict):
+                self._members(name, value, where)
         elif callable(value) and any(_globals_of(fn) is where for fn in _functions_behind(value)):
             self.carry(f"{name} =", value)
 
@@ -206,6 +215,46 @@ class _Reader:
         for member in value.values() if isinstance(value, dict) else value:
             if callable(member) or _globals_of(type(member)) is where:
                 self._named(f"{name}[…]", member, where)
+
+    # ── data among the globals
+
+    def _data(self, name: str, value: Any) -> None:
+        self._add(f"{name} =", self._data_form(value), f"{name} = {value!r:.500}")
+
+    def _data_form(self, value: Any) -> str:
+        """The form of data; of anything else that is in them, its name or its class."""
+        if isinstance(value, enum.Enum | np.ndarray) or isinstance(value, _ATOMS):
+            return self._carried(value)
+        if id(value) in self._open or len(self._open) >= _DEPTH:
+            return f"again {type(value).__qualname__}"
+        self._open.append(id(value))
+        try:
+            return self._data_compound(value)
+        finally:
+            self._open.pop()
+
+    def _data_compound(self, value: Any) -> str:
+        kind = type(value).__qualname__
+        if isinstance(value, list | tuple | set | frozenset):
+            if type(value) in (list, tuple) and set(map(type, value)) <= _PLAIN:
+                return f"{kind} {_digest(repr(value).encode('utf-8', 'backslashreplace'))}"
+            forms = map(self._data_form, value)
+            return f"{kind}({', '.join(forms if isinstance(value, list | tuple) else sorted(forms))})"
+        if isinstance(value, dict):
+            items = sorted(f"{self._data_form(key)}: {self._data_form(item)}" for key, item in value.items())
+            return f"{kind}({', '.join(items)})"
+        if isinstance(value, argparse.Namespace | SimpleNamespace):
+            return f"{kind} {self._data_form(vars(value))}"
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+            return f"{kind} {self._data_form(fields)}"
+        if isinstance(value, os.PathLike):
+            return f"{kind} {os.fspath(value)!r}"
+        if isinstance(value, _DATA):
+            return f"{kind} {value!r}"
+        if callable(value):
+            return f"{getattr(value, '__module__', None)}.{_name_of(value)}"
+        return f"{type(value).__module__}.{kind} object"
 
     # ── what is carried: values
 
@@ -241,6 +290,8 @@ class _Reader:
         if isinstance(value, functools.partial):
             bound = self._carried(value.args), self._carried(dict(sorted(value.keywords.items())))
             return f"partial {self._carried(value.func)} {bound[0]} {bound[1]}"
+        if isinstance(value, np.memmap) and value.filename is not None:
+            return f"memmap {value.filename} {value.offset} {value.dtype.str} {value.shape}"
         if (
             isinstance(value, np.ndarray)
             and not isinstance(value, np.ma.MaskedArray)
@@ -382,20 +433,11 @@ def _bytes_digest(array: np.ndarray[Any, Any]) -> str:
         data: bytes | memoryview = " ".join(map(str, array.ravel())).encode()
     else:
         data = np.ascontiguousarray(array).view(np.uint8).data if array.size else b""
+    return _digest(data)
+
+
+def _digest(data: bytes | memoryview) -> str:
     return blake2b(data, digest_size=16).hexdigest()
-
-
-def _is_atomic(value: Any) -> bool:
-    if type(value) is tuple:
-        return all(_is_atomic(item) for item in value)
-    return isinstance(value, _ATOMS)
-
-
-def _is_frozen(value: Any) -> bool:
-    """Whether it was made to stay as it is, as settings are: a frozen dataclass, a named tuple."""
-    return isinstance(value, tuple) or (
-        dataclasses.is_dataclass(value) and getattr(type(value), "__dataclass_params__").frozen  # noqa: B009
-    )
 
 
 def _atom(value: Any) -> str:

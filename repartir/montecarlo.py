@@ -243,7 +243,8 @@ def _stop(samples: int | None, tol: float | None, rtol: float | None, min_sample
     for name, value in (("tol", tol), ("rtol", rtol)):
         if value is not None and not (_is_number(value) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a number greater than 0, not {value!r}")
-    return _Stop(samples, tol, rtol, positive("min_samples", min_samples))
+    least = positive("min_samples", min_samples)
+    return _Stop(samples, tol, rtol, least if samples is None else min(least, samples))
 
 
 def _plan(points: str | None, dim: int | None, batch: int | None, samples: int | None) -> Plan:

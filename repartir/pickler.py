@@ -35,8 +35,19 @@ _EMPTY = bytearray()
 MAX_RETURNED_DEFINITION = 64 * 1024
 MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
 
+_CODE_FIELDS = (
+    "co_argcount co_posonlyargcount co_kwonlyargcount co_nlocals co_stacksize co_flags co_code co_consts co_names "
+    "co_varnames co_filename co_name co_qualname co_firstlineno co_linetable co_exceptiontable co_freevars co_cellvars"
+).split()
+
+
+def _reduce_code(code: CodeType) -> Any:
+    """With the name of its file, which cloudpickle hides from 3.1.2 on: tracebacks and warnings are to tell it."""
+    return CodeType, tuple(getattr(code, field) for field in _CODE_FIELDS)
+
+
 # Reducers by exact type. Looked up before copyreg's table, as cloudpickle does.
-_REDUCERS: dict[type, Callable[[Any], Any]] = dict(cp.Pickler._dispatch_table)
+_REDUCERS: dict[type, Callable[[Any], Any]] = {**cp.Pickler._dispatch_table, CodeType: _reduce_code}
 
 
 class ArrayBuffer:

@@ -113,7 +113,7 @@ def reporter(
     Args:
         progress: False: tell nobody.  A callable: call it with the steps done and their total (or None), at most ten times
             a second and once at the end.  True: show it in the notebook or terminal; where there is neither, and in
-            tasks, log a line at most every 30 seconds.
+            tasks, a line at most every 30 seconds, logged or, where nobody wants INFO of ``repartir``, to stderr.
         total: how many steps there are, None where that is not known.
         clock: seconds.
         stream: the terminal, if it is one; None: stderr.
@@ -200,7 +200,11 @@ class _LogLines:
         self._began = clock()
 
     def show(self, done: int, total: int | None, note: str = "") -> None:
-        _log.info("%s", line(self._what, done, total, self._clock() - self._began, note))
+        text = line(self._what, done, total, self._clock() - self._began, note)
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("%s", text)
+        elif sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing is left of it."""

@@ -100,9 +100,7 @@ class SweepResult:
             most = max(point.rows[0].params[self.resource] for point in points)
             points = [point for point in points if point.rows[0].params[self.resource] == most]
         chosen = min(points, key=lambda point: sign * point.mean(metric))
-        values = [value_of(row.result, metric) for row in chosen.rows]
-        spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return Best(chosen.rows[0].params, chosen.mean(metric), spread, chosen.rows)
+        return Best(chosen.params, chosen.mean(metric), chosen.stderr(metric), chosen.rows)
 
     def points(self) -> list[Point]:
         """The rows of each point together, in the order of the space."""
@@ -185,6 +183,11 @@ class Point:
 
     rows: tuple[SweepRow, ...]
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """What the function was called with."""
+        return self.rows[0].params
+
     def holds(self, metric: Any) -> bool:
         """Whether all of its rows have the metric."""
         return all(row.error is None and not math.isnan(value_of(row.result, metric)) for row in self.rows)
@@ -193,13 +196,30 @@ class Point:
         """The mean of the metric over the repeats."""
         return math.fsum(value_of(row.result, metric) for row in self.rows) / len(self.rows)
 
+    def stderr(self, metric: Any) -> float:
+        """The standard error of that mean; nan of a single row."""
+        values = [value_of(row.result, metric) for row in self.rows]
+        return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
 
 def lack_of(metric: Any, rows: Sequence[SweepRow]) -> str:
     """That no row has the metric, and what they have."""
-    names = list(dict.fromkeys(str(name) for row in rows for name in entries_of(row.result)))
-    if names:
-        known = f"results have {', '.join(names)}"
-    else:
-        known = "all rows failed" if any(row.error for row in rows) else "there are no rows"
+    results = [row.result for row in rows if row.error is None]
+    names = list(dict.fromkeys(name for result in results for name in entries_of(result)))
     wanted = "a number for a result" if metric is None else f"the metric {metric!r}"
+    if not results:
+        known = "all rows failed" if rows else "there are no rows"
+    elif metric in names and not callable(metric):
+        kinds = dict.fromkeys(_kind_of(entries_of(result).get(metric)) for result in results)
+        wanted, known = f"a number for {metric!r}", f"it is {' or '.join(kinds)}"
+    elif names not in ([], ["result"]):
+        known = f"results have {', '.join(map(str, names))}"
+    else:
+        known = f"results are {' or '.join(dict.fromkeys(map(_kind_of, results)))}"
     return f"no finished row has {wanted}: {known}"
+
+
+def _kind_of(value: Any) -> str:
+    if value is None:
+        return "None"
+    return "nan" if isinstance(value, float) and math.isnan(value) else f"of type {type(value).__name__}"

@@ -46,11 +46,14 @@ class Space:
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return ({name: value_of(it) for name, it in point.items()} for point in self.points(settled(None)))
+        return ({name: value_of(it) for name, it in point.items()} for point in self.points())
 
-    def points(self, seed: Seed) -> Iterator[dict[str, Any]]:
-        """The points, drawn from ``seed`` where they are drawn, with values that may be `Labelled`."""
-        return self._points(seed, itertools.count())
+    def points(self, seed: Seedlike = None) -> Iterator[dict[str, Any]]:
+        """The points that a sweep with this seed has, in their order; values that have labels are `Labelled`.
+
+        Any part of them is a space, too: so the jobs of an array share one, ``list(space.points(7))[job::jobs]``.
+        """
+        return self._points(settled(seed), itertools.count())
 
     def __mul__(self, other: Space) -> Space:
         return _Product(self, other) if isinstance(other, Space) else NotImplemented

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def value_of(result: Any, metric: Any) -> float:
     elif metric is None:
         value = result
     else:
-        value = result.get(metric) if isinstance(result, Mapping) else None
+        value = entries_of(result).get(metric)
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -49,7 +50,12 @@ def value_of(result: Any, metric: Any) -> float:
 
 
 def entries_of(result: Any) -> Mapping[Any, Any]:
-    """The entries of a result by their names; one that is no dict is called "result"."""
+    """The entries of a result by their names: of a dict, a dataclass, a named tuple; anything else is called "result"."""
     if isinstance(result, Mapping):
         return result
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        return {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    if isinstance(result, tuple) and hasattr(result, "_asdict"):
+        named: dict[str, Any] = result._asdict()
+        return named
     return {} if result is None else {"result": result}

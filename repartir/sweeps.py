@@ -63,11 +63,15 @@ def sweep(
             made for the call.
         journal: a file in which rows are kept as they finish.  Rows that it has are not run again, but those that failed;
             and ``seed=None`` means its seed.
-        version, on_change: what counts as another function than the journal's, see `Journal.open`.
+        version: takes the place of what the journal compares of ``fn`` (its source, that of what it names, its data): equal
+            versions match.
+        on_change: what to do where the journal's rows are of another function, version or seed: "raise" `JournalMismatch`,
+            with the difference; "rerun" all rows; or "reuse" those that it has.
         on_error: what becomes of a row that fails: "raise" stops the sweep and raises the error, with the finished rows in
             its attribute ``partial``; "keep" keeps it, with its error; "skip" leaves it out.
         on_row: is told each row as it finishes, in this thread; none of those that the journal had.
-        progress: as for `Executor.map`.
+        progress: True shows how far it has come, in a terminal or a notebook, elsewhere in a line at most every 30 s; a
+            callable is told (done, total).
         rungs: what `halving` returned: all points with little of something, the best of them with more.
 
     Raises ``ValueError`` and ``TypeError`` before any call for a space that is empty, has a point twice or does not go with
@@ -102,12 +106,12 @@ def sweep(
     try:
         with opened, shown, executor_for(executor) as ex:  # the journal may fail when it is closed, too
             _climb(run, ex, points, keys, rungs)
-    except KeyboardInterrupt as exc:
+    except KeyboardInterrupt:
         partial = run.result()
         raise Interrupted(
             f"interrupted after {len(partial)} of {partial.total} rows, which are in the attribute partial",
             partial=partial,
-        ) from exc
+        ) from None
     except BaseException as exc:
         set_attribute(exc, "partial", run.result())
         raise

@@ -77,7 +77,8 @@ def _cell(value: Any) -> Any:
         value = value.item()
     if value is None or isinstance(value, str | int | float | complex):
         return value
-    return json.dumps(_jsonable(value))
+    plain = _jsonable(value)
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
 
 def _jsonable(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,39 @@ def test_a_function_defined_before_the_executor(kind: Kind, tmp_path: Path) -> N
         """,
     )
     assert (ended.returncode, ended.lines, ended.stderr) == (0, ["True 42"], "")
+
+
+@ours
+def test_tracebacks_and_warnings_name_the_file(kind: Kind, tmp_path: Path) -> None:
+    ended = run_script(
+        tmp_path,
+        kind,
+        """
+        import traceback, warnings
+
+        class Model:
+            def inverse(self, x):
+                return 1 / x
+
+        def fails():
+            return (lambda x: Model().inverse(x))(0)  # divides
+
+        def warns():
+            warnings.warn("careful")
+
+        with make(1) as ex:
+            text = "".join(traceback.format_exception(ex.submit(fails).exception(15)))
+            ex.submit(warns).result(15)
+        print(__file__, text.count(__file__), "return 1 / x" in text, "# divides" in text)
+        """,
+    )
+    assert ended.returncode == 0, ended.stderr
+    file, count, *lines = ended.lines[0].split()
+    assert int(count) >= 3
+    assert lines == ["True", "True"]
+    assert re.search(
+        rf'^{re.escape(file)}:\d+: UserWarning: careful\n  warnings.warn\("careful"\)$', ended.stderr, re.M
+    )
 
 
 @workers

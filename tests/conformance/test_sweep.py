@@ -284,6 +284,7 @@ class TestInterrupted:
         assert {row.params["x"] for row in caught.value.partial} <= {0, 1}
         assert caught.value.partial.total == 3
         assert str(caught.value).startswith("interrupted after ")
+        assert caught.value.__suppress_context__
         assert own.submit(len, "ab").result(LIMIT_S) == 2
         assert not (tmp_path / "ended-2").exists()
 

@@ -102,7 +102,7 @@ def describe(notebook: Callable[[], Notebook]) -> Callable[..., FunctionDescript
         ("    rate = 0.1", '    """A model."""\n\n    rate = 1e-1'),
         ("def other(x):\n    return x", "def other(x):\n    return 2 * x"),
         ("def other(x):\n    return x", ""),
-        ('{"a": 1}', '{"a": 2}'),
+        ('{"a": 1}', "dict(a=1)"),
         ("N = 1000", "UNUSED = 5\nN = 1_000"),
     ],
     ids=["comment and layout", "docstring", "class docstring", "other", "no other", "a dict", "spelling"],
@@ -120,6 +120,7 @@ def test_what_makes_no_difference(describe: Callable[..., FunctionDescription], 
         ("k=3", "k=4", "f"),
         ("N = 1000", "N = 1001", "N ="),
         ("2.5", "2.25", "SIZES ="),
+        ('{"a": 1}', '{"a": 2}', "TABLE ="),
         ("rate = 0.1", "rate = 0.2", "Model"),
         ("return 1\n", "return 2\n", "Base"),
         ("def f(", "@traced\ndef f(", "f"),
@@ -141,7 +142,7 @@ def test_the_parts_are_source_that_people_can_read(describe: Callable[..., Funct
     assert found.name == "f"
     assert found.parts["helper"] == "def helper(x, scale=2):\n    return x * scale + N"
     assert found.parts["N ="] == "N = 1000"
-    assert sorted(found.parts) == ["Base", "Model", "N =", "SIZES =", "f", "helper"]
+    assert sorted(found.parts) == ["Base", "Model", "N =", "SIZES =", "TABLE =", "f", "helper"]
 
 
 def test_the_order_of_definitions_and_cells_makes_no_difference(
@@ -258,6 +259,102 @@ def test_a_class_without_methods_is_found_in_its_cell(describe: Callable[..., Fu
     found = describe(*cells)
     assert found.parts["P"] == "@dataclasses.dataclass\nclass P:\n    a: int"
     assert describe(cells[0], f"{cells[1]}\n    b: int = 0", cells[2]).digest != found.digest
+
+
+GLOBALS = """
+import argparse, collections, dataclasses, datetime, decimal, enum, pathlib, re, types
+import numpy as np
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+@dataclasses.dataclass
+class Config:
+    lr: float
+    layers: list
+
+Point = collections.namedtuple("Point", "x y")
+
+class Model:
+    def __init__(self, n):
+        self.n = n
+
+class Other:
+    pass
+
+{line}
+
+def f(x):
+    return x, DATA
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("[1, 2]", "[1, 3]"),
+        ("[1, 2]", "(1, 2)"),
+        ("[1, [2, {'a': 3}]]", "[1, [2, {'a': 4}]]"),
+        ("{'alpha': 1.0}", "{'alpha': 9.0}"),
+        ("{1, 2}", "{1, 3}"),
+        ("argparse.Namespace(n=1)", "argparse.Namespace(n=5)"),
+        ("types.SimpleNamespace(n=[1])", "types.SimpleNamespace(n=[2])"),
+        ("Config(0.1, [1])", "Config(0.1, [2])"),
+        ("[Config(0.1, [1])]", "[Config(0.2, [1])]"),
+        ("Point(1, [2])", "Point(1, [3])"),
+        ("np.arange(3)", "np.arange(3) + 1"),
+        ("{'w': np.arange(3)}", "{'w': np.arange(3.0)}"),
+        ("pathlib.Path('a')", "pathlib.Path('b')"),
+        ("datetime.date(2026, 1, 1)", "datetime.date(2026, 1, 2)"),
+        ("decimal.Decimal('0.1')", "decimal.Decimal('0.2')"),
+        ("re.compile('a')", "re.compile('b')"),
+        ("[Color.RED]", "[Color.BLUE]"),
+        ("{'act': np.sin}", "{'act': np.cos}"),
+        ("[Model(1)]", "[Other()]"),
+        ("list(range(200_000))", "list(range(1, 200_001))"),
+    ],
+)
+def test_data_among_the_globals_counts(
+    describe: Callable[..., FunctionDescription], before: str, after: str
+) -> None:
+    found = [describe(GLOBALS.replace("{line}", f"DATA = {data}")) for data in (before, before, after)]
+    assert found[0].digest == found[1].digest != found[2].digest
+    assert "DATA =" in found[0].parts
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ("Model(1)", "Model(2)"),
+        ("[Model(1)]", "[Model(2)]"),
+        ("{'a': 1, 'b': 2}", "{'b': 2, 'a': 1}"),
+        ("{'b', 'a', 'c'}", "{'c', 'b', 'a'}"),
+        ("np.random.default_rng()", "np.random.default_rng()"),
+        ("[open('/dev/null')]", "[open('/dev/null')]"),
+    ],
+)
+def test_objects_that_programs_change_do_not(
+    describe: Callable[..., FunctionDescription], same: tuple[str, str]
+) -> None:
+    one, other = (describe(GLOBALS.replace("{line}", f"DATA = {data}")) for data in same)
+    assert one.digest == other.digest
+
+
+def test_data_that_contain_themselves_end(describe: Callable[..., FunctionDescription]) -> None:
+    assert describe(GLOBALS.replace("{line}", "DATA = [1]; DATA.append(DATA)")).digest
+
+
+def test_a_mapped_array_counts_by_its_file(
+    describe: Callable[..., FunctionDescription], tmp_path: Path
+) -> None:
+    def of(value: int) -> str:
+        np.full(4, value).tofile(tmp_path / "data")
+        return describe(
+            GLOBALS.replace("{line}", f"DATA = np.memmap({str(tmp_path / 'data')!r}, int)")
+        ).digest
+
+    assert of(1) == of(2)
 
 
 def test_functions_that_name_each_other_end(describe: Callable[..., FunctionDescription]) -> None:

@@ -196,6 +196,20 @@ class TestStopping:
 
         assert repartir.monte_carlo(draw, tol=0.05, batch=4000, seed=7).samples == 4000
 
+    def test_fewer_samples_than_min_samples_may_converge(self) -> None:
+        found = monte_carlo(uniform, 100, tol=0.5, seed=7)
+        assert (found.samples, found.converged) == (100, True)
+        assert not monte_carlo(uniform, 100, tol=1e-6, seed=7).converged
+
+    @pytest.mark.parametrize(
+        ("result", "told"), [(None, "None"), (0.5, "one float")], ids=["no return", "a number"]
+    )
+    def test_what_is_not_n_samples_is_told(self, result: Any, told: str) -> None:
+        with pytest.raises(
+            ValueError, match=rf"got shape \(\), .* n = 1 \(it returned {told}\): return n samples, as rng"
+        ):
+            monte_carlo(lambda rng, n: result, 100, seed=7)
+
     def test_not_before_min_samples(self) -> None:
         assert 1000 <= monte_carlo(uniform, tol=1.0, seed=7).samples <= 1700
         assert monte_carlo(uniform, tol=1.0, seed=7, min_samples=10).samples < 20

@@ -228,6 +228,16 @@ class TestLog:
             made.step(120)
         assert caplog.records == []
 
+    def test_on_stderr_where_nobody_wants_the_log(
+        self, clock: Clock, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        caplog.set_level(logging.WARNING, "repartir")
+        with reporter(True, "fit", 120, clock=clock) as made:
+            clock.now += LOG_S
+            made.step(30)
+        assert caplog.records == []
+        assert capsys.readouterr().err == "fit: 30 of 120 (25 %), 1/s, 1:30 left\n"
+
     def test_without_a_stream(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stderr", None)
         with reporter(True, "fit", clock=clock) as made:

@@ -4,14 +4,26 @@ import csv
 import importlib.util
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from repartir import SweepResult, SweepRow, tables
 from tests.helpers import module_main
+
+
+@dataclass
+class Fit:
+    loss: float
+    name: str
+
+
+class FitOf(NamedTuple):
+    loss: float
+    name: str
 
 
 def row(params: dict[str, Any], result: Any, repeat: int = 0, error: BaseException | None = None) -> SweepRow:
@@ -60,11 +72,34 @@ class TestBest:
             ([row({"x": 1}, {"acc": 1})], "no finished row has the metric 'loss': results have acc"),
             ([row({"x": 1}, None, error=KeyError())], "all rows failed"),
             ([], "there are no rows"),
+            ([row({"x": 1}, {"loss": {"a": 1}})], "has a number for 'loss': it is of type dict"),
+            (
+                [row({"x": 1}, {"loss": math.nan}), row({"x": 2}, {"loss": None})],
+                "has a number for 'loss': it is nan or None",
+            ),
+            ([row({"x": 1}, None)], "results are None"),
+            ([row({"x": 1}, 3)], "results are of type int"),
+            ([row({"x": 1}, {})], "results are of type dict"),
         ],
     )
     def test_no_row_has_it(self, rows: list[SweepRow], told: str) -> None:
         with pytest.raises(ValueError, match=told):
             found(*rows).best("loss")
+
+    def test_results_that_are_no_numbers(self) -> None:
+        with pytest.raises(ValueError, match="has a number for a result: results are nan"):
+            found(row({"x": 1}, math.nan)).best()
+
+    @pytest.mark.parametrize("kind", [Fit, FitOf])
+    def test_entries_of_dataclasses_and_named_tuples(self, kind: Any) -> None:
+        result = found(row({"x": 1}, kind(0.5, "a")), row({"x": 2}, kind(0.25, "b")))
+        assert result.best("loss").params == {"x": 2}
+        assert result.columns()["name"] == ["a", "b"]
+
+    def test_points_have_what_the_best_has(self) -> None:
+        point = LOSSES.points()[1]
+        assert (point.params, point.mean("loss")) == (point.rows[0].params, LOSSES.best("loss").mean)
+        assert point.stderr("loss") == LOSSES.best("loss").stderr
 
     def test_another_mode(self) -> None:
         with pytest.raises(ValueError, match='mode must be "min" or "max", not \'least\''):
@@ -103,6 +138,12 @@ class TestColumns:
 
 
 class TestFiles:
+    def test_texts_of_values_stand_in_csv_as_they_are(self) -> None:
+        space = [Path("/data/ä"), np.sin, [1, "±"], {"a": None}]
+        text = found(*(row({"x": value}, 1) for value in space)).to_csv() or ""
+        cells = [line["x"] for line in csv.DictReader(text.splitlines())]
+        assert cells == ["/data/ä", "<ufunc 'sin'>", '[1, "±"]', '{"a": null}']
+
     def test_csv(self, tmp_path: Path) -> None:
         path = tmp_path / "table.csv"
         assert CLASHING.to_csv(path) is None

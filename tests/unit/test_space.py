@@ -94,6 +94,14 @@ class TestSampled:
         assert draw(9, 1)[:5] == draw(5, 1) != draw(5, 2)
         assert list(sampled(3, a=Uniform())) != list(sampled(3, a=Uniform()))
 
+    def test_jobs_of_an_array_share_the_points_of_a_seed(self) -> None:
+        space = sampled(7, x=lambda rng: rng.random()) * grid(f={"sine": np.sin})
+        jobs = [list(space.points(7))[job::3] for job in range(3)]
+        assert sorted(point["x"] for job in jobs for point in as_points(job, 7)) == sorted(
+            point["x"] for point in as_points(space, 7)
+        )
+        assert jobs[0][0]["f"] == Labelled("sine", np.sin)
+
     def test_no_point_is_drawn_twice(self) -> None:
         def draw(n: int) -> list[tuple[Any, ...]]:
             space = sampled(n, depth=[2, 4, 8], model={"a": object(), "b": object(), "c": object()})
