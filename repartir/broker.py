@@ -531,7 +531,9 @@ class Broker:
     def _is_backlogged(self) -> bool:
         """Whether so many tasks are under way, items of maps among them, that no member runs dry during a nap."""
         words, missing = self.board.words, self.pump.backlog - len(self.pump.ledger.records)
-        for hand in self.board.hands if missing > 0 else ():
+        for hand in self.board.hands:
+            if missing <= 0:
+                break
             missing -= words[hand.end_word] - words[hand.next_word]
         return missing <= 0
 

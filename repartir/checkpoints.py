@@ -112,10 +112,15 @@ def checkpointing(folder: str, name: str) -> Iterator[None]:
 def temporary_folder() -> Iterator[str]:
     """A folder for one call's states, which goes with the call.
 
-    It is locked as long as this process lives, so that the next call removes what a killed program has left.  It is made
-    here, for this user alone: in a folder that others can foresee they could have put states, which are unpickled.
+    It is locked as long as this process lives, and what it forks meanwhile, so that the next call removes what a killed
+    program has left.  It is made here, for this user alone: in a folder that others can foresee they could have put states,
+    which are unpickled.
     """
-    with os.scandir(tempfile.gettempdir()) as entries:
+    others = []
+    with (
+        contextlib.suppress(OSError),
+        os.scandir(tempfile.gettempdir()) as entries,
+    ):  # it may not be ours to read
         others = [entry.path for entry in entries if entry.name.startswith(_FOLDERS)]
     for other in others:
         with contextlib.suppress(OSError), _held(other):

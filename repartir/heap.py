@@ -3,6 +3,10 @@
 glibc maps arrays of 128 KiB and more anew each time, or trims its heap after each task, and the kernel clears every page
 again: a third of the time of a task that makes a few arrays of 800 KB went into that.  So members keep what their tasks have
 freed for the next, and give it back when there is none for some seconds.
+
+Where a member's memory is measured it keeps nothing, since freed memory would count: with ``max_rss_growth``, and from its
+first task with a limit of memory on.  glibc's own rule, to keep up to twice the largest array that was ever freed, is off
+there, too.
 """
 
 from __future__ import annotations
@@ -10,18 +14,19 @@ from __future__ import annotations
 import ctypes
 import os
 
+from repartir.residence import own_bytes
 from repartir.shm.clib import holding_gil, releasing_gil
 
-KEPT_BYTES = 64 << 20
-"""So much freed memory a member keeps at most: what glibc comes to by itself where arrays are large."""
-LARGEST_KEPT_BYTES = 32 << 20
-"""Larger arrays are mapped each on its own; glibc allows no more."""
+KEPT_BYTES = 32 << 20
+"""So much free memory stays at the end of the heap, and arrays up to this size are made there; glibc allows no more."""
+_NOT_KEPT_BYTES = 128 << 10
+_WORTH_GIVING_BACK = 8 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
 
 
-def keep_freed_memory() -> None:
-    """Have this process, and those that it forks, keep freed memory.
+def keep_freed_memory(most: int = KEPT_BYTES) -> None:
+    """Have this process, and those that it forks, keep so much of freed memory.
 
     Other C libraries are left as they are, and glibc where the environment tells it what to do (``GLIBC_TUNABLES``,
     ``MALLOC_TRIM_THRESHOLD_``).
@@ -30,8 +35,8 @@ def keep_freed_memory() -> None:
     if mallopt is None or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return
     if not any(name in os.environ for name in _VARIABLES):
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, most)
+        mallopt(_M_MMAP_THRESHOLD, most)
 
 
 def give_back_freed_memory() -> None:
@@ -39,3 +44,47 @@ def give_back_freed_memory() -> None:
     trim = getattr(releasing_gil(), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))
+
+
+class FreedMemory:
+    """What this member does with it.  ``keeps``: not if it is measured between tasks."""
+
+    def __init__(self, *, keeps: bool) -> None:
+        self._most = KEPT_BYTES if keeps else _NOT_KEPT_BYTES
+        self._slim = 0
+        """With no more bytes of its own than this there is little to give back."""
+        self._is_used = False
+
+    def begin(self) -> None:
+        """This process is the member."""
+        keep_freed_memory(self._most)
+
+    def ready(self, *, after_initializer: bool) -> int:
+        """No task has begun: bytes of memory of its own that the member has, what the initializer has freed given back."""
+        if after_initializer:
+            give_back_freed_memory()
+        own = own_bytes(os.getpid())
+        self._slim = own + _WORTH_GIVING_BACK
+        return own
+
+    def used(self) -> None:
+        """A task has run."""
+        self._is_used = True
+
+    def is_worth_a_look(self) -> bool:
+        """Whether a task has run since this was asked last."""
+        is_used, self._is_used = self._is_used, False
+        return is_used
+
+    def give_back(self) -> None:
+        """Return it to the system, if there may be much."""
+        if own_bytes(os.getpid()) > self._slim:
+            give_back_freed_memory()
+            self._slim = own_bytes(os.getpid()) + _WORTH_GIVING_BACK
+
+    def is_measured(self) -> None:
+        """A task begins whose memory has a limit: from now on nothing is kept."""
+        if self._most != _NOT_KEPT_BYTES:
+            self._most = _NOT_KEPT_BYTES
+            keep_freed_memory(self._most)
+        self.give_back()

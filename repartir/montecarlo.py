@@ -65,7 +65,7 @@ def monte_carlo(
         rtol: the same, relative to the absolute mean.  With both, both must hold.  Looks happen after fixed batches, each
             time after half as many samples again; samples that are all equal never end a run, so without ``samples`` such a
             run goes on until Ctrl-C.
-        min_samples: the least number of samples that a tolerance may end with.
+        min_samples: the least number of samples that a tolerance may end with, unless ``samples`` is less.
         seed: an int, ints or a numpy ``SeedSequence``; None: one is drawn, which ``est.seed`` keeps.
         executor: where to draw: any ``concurrent.futures.Executor``.  None: the current one in a task, elsewhere one that is
             made for the call.

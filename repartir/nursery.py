@@ -22,7 +22,6 @@ from typing import NamedTuple, NoReturn
 
 from repartir import optional
 from repartir.codec import decode, encode_value, parts_of, raw
-from repartir.heap import keep_freed_memory
 from repartir.hygiene import (
     die_with_parent,
     leave,
@@ -212,7 +211,6 @@ def run_forked(control: socket.socket, board: Board, settings: NurserySettings) 
             shared.protect()
         if settings.prepare is not None:
             settings.prepare()
-        keep_freed_memory()
         Nursery(control, board, settings).serve()
         code = 0
     except BaseException:  # noqa: BLE001 - this process ends here

@@ -22,7 +22,7 @@ from repartir.chunks import call_each, call_many
 from repartir.codec import OUT_OF_BAND_BYTES, Part, decode, join_parts, parts_of
 from repartir.cores import UNLIMITED, CoreShare
 from repartir.functions import FunctionCache, function_of
-from repartir.heap import give_back_freed_memory
+from repartir.heap import FreedMemory
 from repartir.hygiene import take_ctrl_c
 from repartir.inherited import InheritedArrays
 from repartir.logs import Forwarder, set_levels
@@ -65,7 +65,6 @@ SPIN_S = 60e-6
 _PARK_S = 60.0  # a backstop; wakes are the mechanism
 _KEEP_S = 5.0
 """How long a member without a task keeps freed memory for the next."""
-_WORTH_GIVING_BACK = 8 << 20
 _BLOCKED_S = 1.0  # the same, for a full outbox
 _LOOK_S = 0.002  # for a full outbox, in threads that have no semaphore
 _NO_PLAIN_TASK = RANGE | DEPTH_MASK << DEPTH_SHIFT
@@ -175,12 +174,9 @@ class Worker:
         """This process is such a child, and nobody's worker."""
         self._leaves = False
         """It has answered for a part of a range only, and ends."""
+        self._freed = FreedMemory(keeps=settings.max_rss_growth is None)
         self._largest: int | None = None
         """So much memory of its own it may have between two tasks."""
-        self._slim = 0
-        """With no more than this there is little of freed memory to give back."""
-        self._has_worked = False
-        """Some task has run since freed memory was given back."""
 
     def run(self) -> None:
         """Serve tasks until the executor closes or this worker has run its share."""
@@ -195,27 +191,25 @@ class Worker:
             )
             self._forwarder.install()
         self._settings.cores.pin(self._index)
+        self._freed.begin()
         self._words[self._row.state] = MemberState.INITIALIZING
         if not self._initialize():
             return
-        growth = self._settings.max_rss_growth
-        if growth is not None:
-            give_back_freed_memory()  # what it has inherited of it is no room for growth
-        self._words[self._row.baseline] = baseline = own_bytes(self._pid)
+        baseline = self._freed.ready(after_initializer=self._settings.initializer is not None)
+        self._words[self._row.baseline] = baseline
         if self._settings.address_space is not None:
             limit_address_space(self._settings.address_space)
         self._words[self._row.state] = MemberState.READY
         self.send(0, MEMBER_READY, b"")
         left = self._settings.max_tasks or -1
-        self._slim = baseline + _WORTH_GIVING_BACK
-        if growth is not None:
-            self._largest = baseline + growth
+        if self._settings.max_rss_growth is not None:
+            self._largest = baseline + self._settings.max_rss_growth
         while left and not self._words[self._row.condemned]:
             entry = self.find_work() or self._rest()
             if entry is None or self._words[self._row.condemned]:
                 break  # a claim that was not begun is given to another
             done = self.run_one(entry, left)
-            self._has_worked = True
+            self._freed.used()
             del entry
             if self._dead:
                 self._free_dead()
@@ -343,14 +337,7 @@ class Worker:
             self._forwarder.flush()
         if self._words[self._row.condemned]:
             return False
-        return self._largest is None or self._slim_down(self._largest)
-
-    def _slim_down(self, most: int) -> bool:
-        """Whether this process has at most so many bytes of memory of its own; if need be it gives freed memory back."""
-        if own_bytes(self._pid) <= most:
-            return True
-        give_back_freed_memory()
-        return own_bytes(self._pid) <= most
+        return self._largest is None or own_bytes(self._pid) <= self._largest
 
     def run_one(self, entry: Entry, most: int = 1) -> int:
         """Run a claimed task and answer, or of a range at most so many items (-1: all); how many were run."""
@@ -422,7 +409,7 @@ class Worker:
         except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
             return outcome.caught(exc)
         if flags & CAPPED:
-            self._slim_down(self._slim)
+            self._freed.is_measured()
         if flags & TIMED:
             self._words[self._row.began] = time.monotonic_ns()
         if flags & CALL_MANY:
@@ -480,7 +467,11 @@ class Worker:
             self._wake_client()
 
     def _runs_dry(self) -> bool:
-        return not (self._lane.size_hint() or any(lane.size_hint() for lane in self._shared))
+        """A hint: nothing is left for this member to take, nor to go on with."""
+        words = self._words
+        return not self._hinted() and all(
+            words[hand.next_word] == words[hand.end_word] for hand in self._hands
+        )
 
     def _send_log(self, data: bytes) -> None:
         if os.getpid() == self._pid:  # what a child of a task logs is lost
@@ -541,11 +532,11 @@ class Worker:
     def _sleep(self) -> bool:
         """Until somebody posts, or a minute has passed: False.  After some seconds freed memory is given back."""
         semaphore = self._board.semaphores[self._index]
-        if self._has_worked:
+        if self._freed.is_worth_a_look():
             if semaphore.wait(_KEEP_S):
+                self._freed.used()
                 return True
-            self._has_worked = False
-            self._slim_down(self._slim)
+            self._freed.give_back()
         return semaphore.wait(_PARK_S)
 
     def _tidy(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repartir import MemoryLimitExceeded
 from repartir import worker as worker_module
 from repartir.residence import own_bytes
 
@@ -46,6 +47,11 @@ def own_bytes_after(arrays: int, mebibytes: int) -> tuple[int, int]:
     return pid_after(arrays, mebibytes), own_bytes(os.getpid())
 
 
+def free_and_map_for(seconds: float, mebibytes: int) -> int:
+    page_faults_of(3, 7)
+    return map_for(seconds, mebibytes)
+
+
 def map_for(seconds: float, mebibytes: int) -> int:
     """Other memory than what was freed."""
     with mmap.mmap(-1, mebibytes * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as made:
@@ -66,9 +72,9 @@ def test_the_next_task_has_it(make: Make) -> None:
 @only_fresh
 def test_idle_workers_give_it_back(make: Make) -> None:
     with make(1, initializer=be_hasty) as ex:
-        pid, had = ex.submit(own_bytes_after, 3, 16).result(LIMIT_S)
+        pid, had = ex.submit(own_bytes_after, 3, 8).result(LIMIT_S)
         until = time.monotonic() + LIMIT_S
-        while own_bytes(pid) > had - 40 * MIB:
+        while own_bytes(pid) > had - 16 * MIB:
             assert time.monotonic() < until
             time.sleep(0.01)
         assert ex.submit(os.getpid).result(LIMIT_S) == pid
@@ -84,6 +90,19 @@ def test_it_is_no_growth_of_a_worker(make: Make) -> None:
 @only_fresh
 def test_it_does_not_count_for_a_memory_limit(make: Make) -> None:
     with make(1) as ex:
-        ex.submit(pid_after, 3, 20).result(LIMIT_S)
-        limited: Any = ex.options(memory_limit="90MiB")  # the imports take 40
+        ex.submit(pid_after, 3, 7).result(LIMIT_S)
+        limited: Any = ex.options(memory_limit="50MiB")  # imports take some 16
         assert limited.submit(map_for, 0.7, 24).result(LIMIT_S) == 24 * MIB
+
+
+@only_fresh
+def test_nor_does_what_a_limited_task_has_freed_itself(make: Make) -> None:
+    with make(1, memory_limit="50MiB") as ex:
+        assert ex.submit(free_and_map_for, 0.7, 24).result(LIMIT_S) == 24 * MIB
+
+
+@only_fresh
+def test_what_an_initializer_has_freed_is_no_room_for_a_task(make: Make) -> None:
+    with make(1, initializer=page_faults_of, initargs=(3, 10)) as ex:
+        limited: Any = ex.options(memory_limit="20MiB")
+        assert isinstance(limited.submit(map_for, 20, 24).exception(LIMIT_S), MemoryLimitExceeded)

@@ -72,6 +72,21 @@ def test_import_loads_nothing_heavy(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (0, "\n"), result.stderr or result.stdout
 
 
+def test_a_sweep_without_a_journal_loads_none(tmp_path: Path) -> None:
+    result = module_main(
+        tmp_path,
+        """
+        import sys
+        before = set(sys.modules)
+        import repartir
+        found = repartir.sweep(lambda x: x, [{"x": 1}], executor=repartir.SerialExecutor(), on_error="keep")
+        assert len(found) == 1
+        print(*sorted({"psutil", "repartir.journal", "sqlite3"} & (sys.modules.keys() - before)))
+        """,
+    )
+    assert (result.returncode, result.stdout) == (0, "\n"), result.stderr or result.stdout
+
+
 def test_import_starts_nothing(tmp_path: Path) -> None:
     result = module_main(
         tmp_path,
