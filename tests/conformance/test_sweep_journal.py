@@ -118,8 +118,9 @@ class TestResumed:
 class TestFailing:
     @pytest.mark.parametrize(("where", "count"), [("close", 5), ("add", 1)])
     def test_what_has_no_room_on_the_disk_is_in_partial(
-        self, own: Any, path: Path, monkeypatch: pytest.MonkeyPatch, where: str, count: int
+        self, make: Make, path: Path, monkeypatch: pytest.MonkeyPatch, where: str, count: int
     ) -> None:
+        own = make(2)  # its workers may be stopped
         done = getattr(Committer, where)
 
         def full(*args: Any) -> None:
@@ -200,7 +201,8 @@ def row(x):
     os.write(1, f"{json.dumps([x, time.time()])}\\n".encode())
     return x
 
-repartir.sweep(row, repartir.grid(x=range(int(sys.argv[2]))), journal=sys.argv[1], seed=1)
+with repartir.Executor(2) as ex:
+    repartir.sweep(row, repartir.grid(x=range(int(sys.argv[2]))), journal=sys.argv[1], seed=1, executor=ex)
 """
 
 
