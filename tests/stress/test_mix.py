@@ -1,4 +1,5 @@
-"""All that a long night brings, for minutes or an hour: arrays, errors, deaths, time-outs, retries, stopping what runs.
+"""All that a long night brings, for minutes or an hour: arrays, errors, deaths, time-outs, retries, stopping what runs,
+sweeps.
 
 Each task settles with what it must.  After a warm-up nothing grows: descriptors, threads, processes, resident memory of the
 client, shared memory.
@@ -55,6 +56,10 @@ def tree(depth: int) -> int:
         return 1
     child = repartir.current_executor().submit(tree, depth - 1)
     return tree(depth - 1) + child.result()
+
+
+def uniform(rng: np.random.Generator, n: int) -> Any:
+    return rng.random(n)
 
 
 def dies_or_not(n: int) -> int:
@@ -158,6 +163,21 @@ def stops(ex: Any, rng: random.Random) -> None:
     assert all(future.cancelled() for future in futures)
 
 
+def sweeps(ex: Any, rng: random.Random) -> None:
+    """Rows that die cost themselves; what is random does not depend on who computes."""
+    count = rng.randrange(1, 60)
+    found = repartir.sweep(dies_or_not, repartir.grid(n=range(count)), executor=ex, on_error="keep")
+    assert [row.result for row in found] == [
+        None if n % 50 == 7 else n + 4 * (n % 10 == 0) for n in range(count)
+    ]
+    samples = rng.randrange(1, 200_000)
+    estimates = [
+        repartir.monte_carlo(uniform, samples, seed=7, executor=each)
+        for each in (ex, repartir.SerialExecutor())
+    ]
+    assert estimates[0].mean == estimates[1].mean
+
+
 def own_executor(ex: Any, rng: random.Random) -> None:
     with repartir.Executor(2, "fork") as other:
         assert other.submit(pow, 2, 5).result(LIMIT_S) == 32
@@ -174,6 +194,7 @@ SCENES: tuple[Callable[[Any, random.Random], None], ...] = (
     time_outs,
     retries,
     stops,
+    sweeps,
     own_executor,
 )
 
