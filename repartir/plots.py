@@ -1,4 +1,4 @@
-"""Pictures of a sweep: a line over one parameter, a heat map over two."""
+"""Pictures of a sweep: a line over one parameter; over two a heat map, or points where few of all pairs are there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _MOST_TICKS = 16
+_SPARSE = 2
+"""With so many cells a row the points were drawn, not laid out."""
 
 
 class Drawn(NamedTuple):
@@ -66,16 +68,21 @@ def _line(ax: Any, rows: Sequence[Drawn], x: str, label: str) -> None:
         float(np.std(group, ddof=1)) / math.sqrt(len(group)) if len(group) > 1 else 0.0 for group in groups
     ]
     at, texts = _positions(values)
-    ax.errorbar(at, means, yerr=errors if any(errors) else None, marker="o", capsize=2)
+    style = "o-" if texts is None else "o"
+    ax.errorbar(at, means, yerr=errors if any(errors) else None, fmt=style, capsize=2)
     if texts is not None:
         ax.set_xticks(at, texts)
+    elif _is_geometric(values):
+        ax.set_xscale("log")
     ax.set_xlabel(x)
     ax.set_ylabel(label)
 
 
 def _map(ax: Any, rows: Sequence[Drawn], x: str, y: str, label: str) -> None:
-    """A cell for each pair of values; what no row has stays empty."""
+    """A cell for each pair of values, what no row has stays empty; or points, where that is most."""
     columns, lines = _values(rows, x), _values(rows, y)
+    if len(columns) * len(lines) > _SPARSE * len(rows) and all(map(_is_number, (*columns, *lines))):
+        return _points(ax, rows, x, y, label)
     cells = np.full((len(lines), len(columns)), math.nan)
     for line, upward in enumerate(lines):
         for column, across in enumerate(columns):
@@ -92,6 +99,30 @@ def _map(ax: Any, rows: Sequence[Drawn], x: str, y: str, label: str) -> None:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.figure.colorbar(image, ax=ax, label=label)
+
+
+def _points(ax: Any, rows: Sequence[Drawn], x: str, y: str, label: str) -> None:
+    groups: dict[tuple[Any, Any], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row.params[x], row.params[y]), []).append(row.value)
+    across, upward = zip(*groups, strict=True)
+    means = [math.fsum(group) / len(group) for group in groups.values()]
+    drawn = ax.scatter(across, upward, c=means)
+    if _is_geometric(sorted(set(across))):
+        ax.set_xscale("log")
+    if _is_geometric(sorted(set(upward))):
+        ax.set_yscale("log")
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.figure.colorbar(drawn, ax=ax, label=label)
+
+
+def _is_geometric(values: Sequence[Any]) -> bool:
+    """Whether the logarithms of these numbers, by size, lie more evenly than the numbers, and over more than a decade."""
+    if len(values) < 3 or values[0] <= 0 or values[-1] < 10 * values[0]:
+        return False
+    steps, ratios = np.diff(np.asarray(values, float)), np.diff(np.log(np.asarray(values, float)))
+    return bool(ratios.std() / ratios.mean() < steps.std() / steps.mean())
 
 
 def _values(rows: Sequence[Drawn], name: str) -> list[Any]:

@@ -159,9 +159,11 @@ class SweepResult:
         parquet.write_table(pyarrow.table(table), os.fspath(path))
 
     def plot(self, metric: Any = None, *, x: str | None = None, y: str | None = None, ax: Any = None) -> Any:
-        """Draw the metric: a line with its standard error over one parameter, a heat map over two.
+        """Draw the metric: a line with its standard error over one parameter (points over labels), a heat map over two
+        (points where their pairs were drawn).  An axis whose values are spaced like 1, 10, 100 is logarithmic.
 
-        Repeats are averaged, and where ``x`` (and ``y``) are given, all other parameters.
+        Repeats are averaged, and where ``x`` (and ``y``) are given, all other parameters: the standard error has their
+        spread, too.
 
         Args:
             metric: as in `best`.

@@ -293,6 +293,25 @@ class TestPlot:
         assert rows.plot(x="a").lines[0].get_ydata().tolist() == [2.5, 3.5]
         assert rows.plot(x="a", y="c").images
 
+    def test_numbers_that_grow_by_factors_lie_evenly(self) -> None:
+        grown = found(*(row({"lr": lr}, lr) for lr in (1e-4, 1e-3, 1e-2, 0.1, 1))).plot()
+        assert grown.get_xscale() == "log"
+        for even in (range(1, 100, 7), (0, 1, 100), (1, 3, 9), (-10, 1, 100)):
+            assert found(*(row({"n": n}, n) for n in even)).plot().get_xscale() == "linear", even
+
+    def test_labels_have_no_line_between(self) -> None:
+        axes = found(row({"model": "svm"}, 1), row({"model": "tree"}, 2)).plot()
+        assert axes.lines[0].get_linestyle() == "None"
+
+    def test_pairs_that_were_drawn_are_points(self) -> None:
+        drawn = [(10.0**-n, n * n % 7 + n / 10) for n in range(6)]
+        axes = found(*(row({"a": a, "b": b}, a + b, k) for a, b in drawn for k in range(2))).plot()
+        assert not axes.images
+        (points,) = axes.collections
+        assert sorted(map(tuple, points.get_offsets().tolist())) == sorted(drawn)
+        assert sorted(points.get_array()) == pytest.approx(sorted(a + b for a, b in drawn))
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
+
     def test_on_given_axes(self) -> None:
         _, axes = self.pyplot.subplots()
         assert LOSSES.plot("loss", ax=axes) is axes
