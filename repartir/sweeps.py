@@ -81,8 +81,9 @@ def sweep(
     _check(fn, repeats, on_error, on_row, rungs)
     check_on_change(on_change)
     check_executor(executor)
-    if journal is None and version is not None:
-        raise ValueError("version= tells what a journal's results count for: it goes with journal=")
+    for name, given in (("version", version is not None), ("on_change", on_change != "raise")):
+        if journal is None and given:
+            raise ValueError(f"{name}= tells what a journal's results count for: it goes with journal=")
     settled_seed = settled(seed)
     points, keys = _points(fn, space, settled_seed, rungs)
     shown = reporter(progress, f"sweep of {name_of(fn)}", repeats * _count(rungs, len(points)))

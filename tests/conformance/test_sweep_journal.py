@@ -171,8 +171,10 @@ class TestChanged:
             sweep(tasks.loss, SPACE, executor=ex, journal=path, seed=2)
 
     def test_a_version_without_a_journal(self, ex: Any) -> None:
-        with pytest.raises(ValueError, match="goes with journal="):
+        with pytest.raises(ValueError, match=r"version= .* goes with journal="):
             sweep(tasks.identity, grid(x=[1]), executor=ex, version="1")
+        with pytest.raises(ValueError, match=r"on_change= .* goes with journal="):
+            sweep(tasks.identity, grid(x=[1]), executor=ex, on_change="rerun")
 
     def test_a_bad_space_makes_no_journal(self, ex: Any, path: Path) -> None:
         with pytest.raises(ValueError, match="the same"):
