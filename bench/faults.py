@@ -110,6 +110,7 @@ def chaos(workers: int, tasks: int, *, kills: bool, retries: int, seed: int = 1)
             killed = []
             failed = deliver(executor, delivered)
         seconds = time.perf_counter() - began
+        executor.submit(task, 0).result(30)  # it goes on; nobody kills any more
     if delivered != [1] * tasks:
         raise RuntimeError(
             f"{delivered.count(0)} tasks lost, {sum(n > 1 for n in delivered)} delivered twice"
@@ -129,7 +130,6 @@ def deliver(executor: Executor, delivered: list[int]) -> int:
             failed += 1
         elif error is not None or future.result(0) != number * 3:
             raise RuntimeError(f"task {number}: {error!r}")
-    executor.submit(task, 0).result(30)
     return failed
 
 
