@@ -17,8 +17,11 @@ import os
 from repartir.residence import own_bytes
 from repartir.shm.clib import holding_gil, releasing_gil
 
-KEPT_BYTES = 32 << 20
-"""So much free memory stays at the end of the heap, and arrays up to this size are made there; glibc allows no more."""
+_LARGEST_IN_HEAP_BYTES = 32 << 20
+"""Larger arrays are mapped each on its own; glibc allows no more."""
+KEPT_BYTES = 2 * _LARGEST_IN_HEAP_BYTES
+"""So much free memory stays at the end of the heap: as glibc has it for arrays of that size.  With less than what a task
+makes and frees, the kernel clears pages again."""
 _NOT_KEPT_BYTES = 128 << 10
 _WORTH_GIVING_BACK = 8 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -36,7 +39,7 @@ def keep_freed_memory(most: int = KEPT_BYTES) -> None:
         return
     if not any(name in os.environ for name in _VARIABLES):
         mallopt(_M_TRIM_THRESHOLD, most)
-        mallopt(_M_MMAP_THRESHOLD, most)
+        mallopt(_M_MMAP_THRESHOLD, min(most, _LARGEST_IN_HEAP_BYTES))
 
 
 def give_back_freed_memory() -> None:

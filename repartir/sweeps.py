@@ -81,8 +81,8 @@ def sweep(
     _check(fn, repeats, on_error, on_row, rungs)
     check_on_change(on_change)
     check_executor(executor)
-    for name, given in (("version", version is not None), ("on_change", on_change != "raise")):
-        if journal is None and given:
+    for name, is_given in (("version", version is not None), ("on_change", on_change != "raise")):
+        if journal is None and is_given:
             raise ValueError(f"{name}= tells what a journal's results count for: it goes with journal=")
     settled_seed = settled(seed)
     points, keys = _points(fn, space, settled_seed, rungs)
