@@ -216,22 +216,26 @@ class _Reader:
             if callable(member) or _globals_of(type(member)) is where:
                 self._named(f"{name}[…]", member, where)
 
+    def _inside(self, value: Any, form: Callable[[Any], str]) -> str:
+        """The form of a value that has others in it, perhaps itself."""
+        if id(value) in self._open or len(self._open) >= _DEPTH:
+            return f"again {type(value).__qualname__}"
+        self._open.append(id(value))
+        try:
+            return form(value)
+        finally:
+            self._open.pop()
+
     # ── data among the globals
 
     def _data(self, name: str, value: Any) -> None:
         self._add(f"{name} =", self._data_form(value), f"{name} = {value!r:.500}")
 
     def _data_form(self, value: Any) -> str:
-        """The form of data; of anything else that is in them, its name or its class."""
-        if isinstance(value, enum.Enum | np.ndarray) or isinstance(value, _ATOMS):
+        """The form of data.  Of anything else in them its name or its class, but in what was made to stay as it is."""
+        if isinstance(value, enum.Enum | np.ndarray) or isinstance(value, _ATOMS) or _is_frozen(value):
             return self._carried(value)
-        if id(value) in self._open or len(self._open) >= _DEPTH:
-            return f"again {type(value).__qualname__}"
-        self._open.append(id(value))
-        try:
-            return self._data_compound(value)
-        finally:
-            self._open.pop()
+        return self._inside(value, self._data_compound)
 
     def _data_compound(self, value: Any) -> str:
         kind = type(value).__qualname__
@@ -264,13 +268,7 @@ class _Reader:
             return f"{self._carried(type(value))}.{value.name}"
         if isinstance(value, _ATOMS):
             return _atom(value)
-        if id(value) in self._open or len(self._open) >= _DEPTH:
-            return f"again {type(value).__qualname__}"
-        self._open.append(id(value))
-        try:
-            return self._compound(value)
-        finally:
-            self._open.pop()
+        return self._inside(value, self._compound)
 
     def _compound(self, value: Any) -> str:
         if isinstance(value, FunctionType | type):
@@ -438,6 +436,13 @@ def _bytes_digest(array: np.ndarray[Any, Any]) -> str:
 
 def _digest(data: bytes | memoryview) -> str:
     return blake2b(data, digest_size=16).hexdigest()
+
+
+def _is_frozen(value: Any) -> bool:
+    """Whether it was made to stay as it is, as settings are: a frozen dataclass, a named tuple."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return bool(getattr(type(value), "__dataclass_params__").frozen)  # noqa: B009
+    return isinstance(value, tuple) and type(value) is not tuple
 
 
 def _atom(value: Any) -> str:

@@ -283,6 +283,10 @@ class Model:
 class Other:
     pass
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    model: Model
+
 {line}
 
 def f(x):
@@ -312,6 +316,8 @@ def f(x):
         ("[Color.RED]", "[Color.BLUE]"),
         ("{'act': np.sin}", "{'act': np.cos}"),
         ("[Model(1)]", "[Other()]"),
+        ("Settings(Model(1))", "Settings(Model(2))"),
+        ("Point(Model(1), 0)", "Point(Model(2), 0)"),
         ("list(range(200_000))", "list(range(1, 200_001))"),
     ],
 )
