@@ -402,9 +402,7 @@ class Pool:
         """`join` waits for what these have not taken yet, too."""
         self._lazy = [each for each in (*self._lazy, results) if not each.is_exhausted]
 
-    def _submitted(
-        self, func: Callable[..., Any], flag: int, chunks: Iterable[Chunk]
-    ) -> Iterator[Future[Any]]:
+    def _submitted(self, func: Callable[..., Any], flag: int, cut: Iterable[Chunk]) -> Iterator[Future[Any]]:
         """A future for each chunk, submitted when it is asked for."""
         executor = self._executor
         try:
@@ -415,7 +413,7 @@ class Pool:
             yield failed
             return
         held = ref.hold()
-        for chunk in chunks:
+        for chunk in cut:
             yield executor._submit_chunk(func, ref, flag, chunk)
         del held
 

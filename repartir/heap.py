@@ -56,7 +56,8 @@ class FreedMemory:
         self._most = KEPT_BYTES if keeps else _NOT_KEPT_BYTES
         self._slim = 0
         """With no more bytes of its own than this there is little to give back."""
-        self._is_used = False
+        self.is_used = False
+        """A task has run since there was a look at what could be given back."""
 
     def begin(self) -> None:
         """This process is the member."""
@@ -70,22 +71,14 @@ class FreedMemory:
         self._slim = own + _WORTH_GIVING_BACK
         return own
 
-    def used(self) -> None:
-        """A task has run."""
-        self._is_used = True
-
-    def is_worth_a_look(self) -> bool:
-        """Whether a task has run since this was asked last."""
-        is_used, self._is_used = self._is_used, False
-        return is_used
-
     def give_back(self) -> None:
         """Return it to the system, if there may be much."""
+        self.is_used = False
         if own_bytes(os.getpid()) > self._slim:
             give_back_freed_memory()
             self._slim = own_bytes(os.getpid()) + _WORTH_GIVING_BACK
 
-    def is_measured(self) -> None:
+    def keep_none(self) -> None:
         """A task begins whose memory has a limit: from now on nothing is kept."""
         if self._most != _NOT_KEPT_BYTES:
             self._most = _NOT_KEPT_BYTES

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from repartir.sweeprow import stderr_of
+
 _MOST_TICKS = 16
 _SPARSE = 2
 """With so many cells a row the points were drawn, not laid out."""
@@ -34,10 +36,18 @@ def draw(rows: Sequence[Drawn], label: str, x: str | None, y: str | None, ax: An
     x, y = _axes_of(rows, x, y)
     if ax is None:
         _, ax = pyplot.subplots(layout="constrained")
+    ax.set_xlabel(x)
     if y is None:
-        _line(ax, rows, x, label)
+        ax.set_ylabel(label)
+        _line(ax, rows, x)
     else:
-        _map(ax, rows, x, y, label)
+        ax.set_ylabel(y)
+        columns, lines = _values(rows, x), _values(rows, y)
+        were_drawn = all(map(_is_number, (*columns, *lines))) and len(columns) * len(lines) > _SPARSE * len(
+            rows
+        )
+        drawn = _points(ax, rows, x, y) if were_drawn else _map(ax, rows, x, y, columns, lines)
+        ax.figure.colorbar(drawn, ax=ax, label=label)
     return ax
 
 
@@ -59,14 +69,12 @@ def _axes_of(rows: Sequence[Drawn], x: str | None, y: str | None) -> tuple[str, 
     return varied[0], varied[1] if len(varied) == 2 else None
 
 
-def _line(ax: Any, rows: Sequence[Drawn], x: str, label: str) -> None:
+def _line(ax: Any, rows: Sequence[Drawn], x: str) -> None:
     """Means with their standard errors, where there are several values."""
     values = _values(rows, x)
     groups = [[row.value for row in rows if _same(row.params.get(x), value)] for value in values]
     means = [math.fsum(group) / len(group) for group in groups]
-    errors = [
-        float(np.std(group, ddof=1)) / math.sqrt(len(group)) if len(group) > 1 else 0.0 for group in groups
-    ]
+    errors = [stderr_of(group) if len(group) > 1 else 0.0 for group in groups]
     at, texts = _positions(values)
     style = "o-" if texts is None else "o"
     ax.errorbar(at, means, yerr=errors if any(errors) else None, fmt=style, capsize=2)
@@ -74,15 +82,10 @@ def _line(ax: Any, rows: Sequence[Drawn], x: str, label: str) -> None:
         ax.set_xticks(at, texts)
     elif _is_geometric(values):
         ax.set_xscale("log")
-    ax.set_xlabel(x)
-    ax.set_ylabel(label)
 
 
-def _map(ax: Any, rows: Sequence[Drawn], x: str, y: str, label: str) -> None:
-    """A cell for each pair of values, what no row has stays empty; or points, where that is most."""
-    columns, lines = _values(rows, x), _values(rows, y)
-    if len(columns) * len(lines) > _SPARSE * len(rows) and all(map(_is_number, (*columns, *lines))):
-        return _points(ax, rows, x, y, label)
+def _map(ax: Any, rows: Sequence[Drawn], x: str, y: str, columns: Sequence[Any], lines: Sequence[Any]) -> Any:
+    """A cell for each pair of values; what no row has stays empty."""
     cells = np.full((len(lines), len(columns)), math.nan)
     for line, upward in enumerate(lines):
         for column, across in enumerate(columns):
@@ -96,12 +99,11 @@ def _map(ax: Any, rows: Sequence[Drawn], x: str, y: str, label: str) -> None:
     image = ax.imshow(cells, origin="lower", aspect="auto")
     ax.set_xticks(*_ticks(columns))
     ax.set_yticks(*_ticks(lines))
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    ax.figure.colorbar(image, ax=ax, label=label)
+    return image
 
 
-def _points(ax: Any, rows: Sequence[Drawn], x: str, y: str, label: str) -> None:
+def _points(ax: Any, rows: Sequence[Drawn], x: str, y: str) -> Any:
+    """A point for each pair of values that a row has."""
     groups: dict[tuple[Any, Any], list[float]] = {}
     for row in rows:
         groups.setdefault((row.params[x], row.params[y]), []).append(row.value)
@@ -112,9 +114,7 @@ def _points(ax: Any, rows: Sequence[Drawn], x: str, y: str, label: str) -> None:
         ax.set_xscale("log")
     if _is_geometric(sorted(set(upward))):
         ax.set_yscale("log")
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    ax.figure.colorbar(drawn, ax=ax, label=label)
+    return drawn
 
 
 def _is_geometric(values: Sequence[Any]) -> bool:

@@ -15,7 +15,7 @@ from repartir.params import params_key
 from repartir.plots import Drawn, draw
 from repartir.space import in_words
 from repartir.streams import Seed
-from repartir.sweeprow import SweepRow, entries_of, sign_of, value_of
+from repartir.sweeprow import SweepRow, entries_of, sign_of, stderr_of, value_of
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -200,8 +200,7 @@ class Point:
 
     def stderr(self, metric: Any) -> float:
         """The standard error of that mean; nan of a single row."""
-        values = [value_of(row.result, metric) for row in self.rows]
-        return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return stderr_of([value_of(row.result, metric) for row in self.rows])
 
 
 def lack_of(metric: Any, rows: Sequence[SweepRow]) -> str:

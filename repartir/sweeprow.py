@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ def value_of(result: Any, metric: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def stderr_of(values: Sequence[float]) -> float:
+    """The standard error of the mean of values; nan of a single one."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def entries_of(result: Any) -> Mapping[Any, Any]:

@@ -209,7 +209,7 @@ class Worker:
             if entry is None or self._words[self._row.condemned]:
                 break  # a claim that was not begun is given to another
             done = self.run_one(entry, left)
-            self._freed.used()
+            self._freed.is_used = True
             del entry
             if self._dead:
                 self._free_dead()
@@ -409,7 +409,7 @@ class Worker:
         except BaseException as exc:  # noqa: BLE001 - unpickling runs the user's code
             return outcome.caught(exc)
         if flags & CAPPED:
-            self._freed.is_measured()
+            self._freed.keep_none()
         if flags & TIMED:
             self._words[self._row.began] = time.monotonic_ns()
         if flags & CALL_MANY:
@@ -532,9 +532,8 @@ class Worker:
     def _sleep(self) -> bool:
         """Until somebody posts, or a minute has passed: False.  After some seconds freed memory is given back."""
         semaphore = self._board.semaphores[self._index]
-        if self._freed.is_worth_a_look():
+        if self._freed.is_used:
             if semaphore.wait(_KEEP_S):
-                self._freed.used()
                 return True
             self._freed.give_back()
         return semaphore.wait(_PARK_S)
